@@ -1,0 +1,51 @@
+# Everything a contributor types. The first `make` of any target creates the environment.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO ?= demo-output
+DEMO_FLAGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test check format schema constraints clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 22
+
+install: $(VENV)/installed  ## create the environment (about 6 GB: torch carries the CUDA libraries)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "wsssbed-hub needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[stages,dev]'
+	@touch $@
+
+demo: install  ## images to mIoU on this machine, with a report at the end (about 10 minutes)
+	$(BIN)/wsssbed-hub demo --to $(DEMO) $(DEMO_FLAGS)
+
+test: install  ## every test
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+check: install  ## lint, format, types, generated files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m wsssbed_hub.schema --check manifests/manifest.schema.json
+
+format: install  ## let ruff format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+schema: install  ## write the manifest's JSON schema
+	$(BIN)/python -m wsssbed_hub.schema manifests/manifest.schema.json
+
+constraints: pyproject.toml  ## resolve every dependency anew and pin what came out
+	rm -rf build/resolve && $(PYTHON) -m venv build/resolve
+	build/resolve/bin/pip install --quiet '.[stages,dev]' setuptools
+	(head -n 2 constraints.txt; build/resolve/bin/pip freeze --all | grep -vE '^(pip|wsssbed-hub)\b' | sort -f) > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:  ## remove what the tools left behind (not the environment, not the demo's output)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
