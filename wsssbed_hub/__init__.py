@@ -1,0 +1,48 @@
+"""Registry and toolchain for saliency-guided weakly-supervised semantic segmentation.
+
+The names below are all that most programs need; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsssbed_hub.curves import threshold_curve
+    from wsssbed_hub.labels import pseudo_label
+    from wsssbed_hub.maps import open_artifact
+    from wsssbed_hub.registry import load_dataset, pull
+
+    __version__: str
+
+__all__ = [
+    "__version__",
+    "load_dataset",
+    "open_artifact",
+    "pseudo_label",
+    "pull",
+    "threshold_curve",
+]
+
+_HOME = {
+    "load_dataset": "registry",
+    "open_artifact": "maps",
+    "pseudo_label": "labels",
+    "pull": "registry",
+    "threshold_curve": "curves",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wsssbed-hub")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import total_ordering
 
 from wsssbed_hub.errors import UsageError
 
@@ -16,8 +15,7 @@ _KEY = re.compile(rf"(?P<kind>[a-z]+)/(?P<name>{_NAME})(?:@(?P<version>{_VERSION
 _MOST = 80  # characters of a name; the Hub allows 96 for a repository's name
 
 
-@total_ordering
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Version:
     """``major.minor.patch``, ordered as numbers."""
 
@@ -34,10 +32,6 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
-
-    def __lt__(self, other: Version) -> bool:
-        mine = (self.major, self.minor, self.patch)
-        return mine < (other.major, other.minor, other.patch)
 
 
 @dataclass(frozen=True)
@@ -82,3 +76,9 @@ class Key:
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}" + (f"@{self.version}" if self.version else "")
+
+
+def looks_like_key(text: str) -> bool:
+    """Whether ``text`` can only be meant as a key: two plain names, the first of them a kind."""
+    kind, slash, _ = text.partition("/")
+    return bool(slash) and kind in KINDS and _KEY.fullmatch(text) is not None

@@ -7,23 +7,28 @@ schema that editors use; it is committed as ``manifests/manifest.schema.json``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.keys import Key, Version
+from wsssbed_hub.safeyaml import load_yaml
 
-MAX_BYTES = 16 << 20  # a manifest of 130 versions is far below this; a hostile one is not
+MAX_BYTES = 4 << 20  # an entry with full provenance is about 3 kB
+
+WEIGHTS_FILES = {"model.safetensors", "config.json"}
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Rule = Literal["paper", "release"]
+_PLAIN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 Supervision = Literal["pixel masks", "image labels", "self-supervised", "unsupervised", "none"]
 
 
@@ -59,10 +64,15 @@ class File(Model):
     @classmethod
     def _stays_inside(cls, path: str) -> str:
         parts = PurePosixPath(path).parts
-        plain = all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part, re.ASCII) for part in parts)
+        plain = all(re.fullmatch(_PLAIN, part, re.ASCII) for part in parts)
         if not parts or not plain or str(PurePosixPath(path)) != path:
-            raise ValueError(f"{path!r} is not a plain relative path")
+            raise ValueError(f"{path[:200]!r} is not a plain relative path")
         return path
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.path).name
 
 
 class HubSource(Model):
@@ -147,8 +157,8 @@ class Result(Model):
     """A measured number and what it depends on. Ratios are fractions, not percent."""
 
     metric: Text
-    value: float
-    standard_error: Annotated[float, Field(ge=0)] | None = None
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    standard_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     seeds: list[int] = []
     images: Annotated[int, Field(ge=1)]
     image_list: Digest
@@ -186,6 +196,11 @@ class Entry(Model):
             raise ValueError("files without a content digest")
         return self
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
 
 class Manifest(Model):
     """Everything about one key, all versions and targets."""
@@ -213,6 +228,8 @@ class Manifest(Model):
         if not versions:
             raise ValueError("a manifest without versions")
         for version, targets in self.versions.items():
+            if not targets:
+                raise ValueError(f"version {version} covers no target")
             for target, entry in targets.items():
                 _check_entry(self.kind, version, target, entry)
         return self
@@ -221,68 +238,117 @@ class Manifest(Model):
     def parsed_key(self) -> Key:
         return Key.parse(self.key)
 
-    def latest(self, target: str | None = None) -> Version:
-        """The highest version, of those that cover ``target`` if one is named.
-
-        Raises HubError if no version covers ``target``.
-        """
-        known = [
-            Version.parse(version)
-            for version, targets in self.versions.items()
-            if target is None or target in targets
-        ]
-        if not known:
-            raise HubError(f"{self.key} has no maps over {target!r}. It covers {self.targets()}.")
-        return max(known)
-
     def targets(self) -> list[str]:
         return sorted({target for targets in self.versions.values() for target in targets})
 
+    def latest(self, target: str | None = None) -> Version:
+        """The highest version, of those that cover ``target`` if one is named.
+
+        Raises UsageError if no version covers ``target``.
+        """
+        return self.choose(target).version if target else self._numbers()[-1]
+
     def entry(self, version: Version | str, target: str) -> Entry:
-        """Raises HubError if there is no such version, or none over ``target``."""
-        targets = self.versions.get(str(version))
-        if targets is None:
-            have = ", ".join(sorted(self.versions, key=Version.parse))
-            raise HubError(f"{self.key} has no version {version}. It has {have}.")
-        if target not in targets:
-            raise HubError(
-                f"{self.key}@{version} has no maps over {target!r}, only over "
-                f"{', '.join(sorted(targets))}. Choose one with --target."
+        """Raises UsageError if there is no such version, or none over ``target``."""
+        return self.choose(target, Version.parse(str(version))).entry
+
+    def choose(self, target: str | None = None, version: Version | None = None) -> Chosen:
+        """The entry that is meant: the only target if none is named, the highest version of those
+        that cover the target if none is named.
+
+        Raises UsageError if there is no such entry, or if there are several targets to choose from.
+        """
+        if version is not None and str(version) not in self.versions:
+            have = ", ".join(map(str, self._numbers()))
+            raise UsageError(f"{self.key} has no version {version}. It has {have}.")
+        numbers = self._numbers() if version is None else [version]
+        covered = sorted({name for number in numbers for name in self.versions[str(number)]})
+        whose = self.key if version is None else f"{self.key}@{version}"
+        if target is None:
+            if len(covered) > 1:
+                raise UsageError(f"{whose} covers {', '.join(covered)}. Choose one with --target.")
+            target = covered[0]
+        elif target not in covered:
+            raise UsageError(
+                f"{whose} has nothing over {target!r}, only over {', '.join(covered)}. Choose one "
+                "with --target."
             )
-        return targets[target]
+        number = max(number for number in numbers if target in self.versions[str(number)])
+        return Chosen(number, target, self.versions[str(number)][target])
+
+    def _numbers(self) -> list[Version]:
+        return sorted(Version.parse(version) for version in self.versions)
+
+    def entries(self) -> Iterator[Chosen]:
+        """All entries, in the order of versions and then targets."""
+        for number in self._numbers():
+            for target, entry in sorted(self.versions[str(number)].items()):
+                yield Chosen(number, target, entry)
+
+    def with_entries(self, entries: Iterable[Chosen]) -> Manifest:
+        """This manifest with ``entries`` for its own."""
+        versions: dict[str, dict[str, Entry]] = {}
+        for number, target, entry in sorted(entries, key=lambda chosen: chosen[:2]):
+            versions.setdefault(str(number), {})[target] = entry
+        return Manifest.model_validate(self.model_copy(update={"versions": versions}).model_dump())
+
+    def merged(self, new: Manifest) -> Manifest:
+        """This manifest with what ``new`` adds: entries, and its title, method and licence.
+
+        An entry that is in both stays as it is here. Raises HubError if its content differs there:
+        a version never changes.
+        """
+        if new.key != self.key:
+            raise HubError(f"A manifest of {new.key} cannot go where {self.key} is.")
+        mine = {chosen[:2]: chosen for chosen in self.entries()}
+        added = []
+        for chosen in new.entries():
+            old = mine.get(chosen[:2])
+            if old is None:
+                added.append(chosen)
+            elif old.entry.content != chosen.entry.content or old.entry.content is None:
+                raise HubError(
+                    f"{self.key}@{chosen.version} over {chosen.target} is there already with other "
+                    f"content: {old.entry.content} there, {chosen.entry.content} here. A version "
+                    "never changes: give this one a higher number."
+                )
+        return new.with_entries([*mine.values(), *added]) if added else self
 
     def dump(self) -> str:
         """The manifest as YAML, fields in the order of the model, nothing that is not set."""
-        data = self.model_dump(mode="json", exclude_defaults=True)
+        data = self.with_entries(self.entries()).model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(
             {"schema_version": self.schema_version} | data, sort_keys=False, width=100
         )
 
 
+class Chosen(NamedTuple):
+    """One entry and where it stands in its manifest."""
+
+    version: Version
+    target: str
+    entry: Entry
+
+
 def _check_entry(kind: str, version: str, target: str, entry: Entry) -> None:
+    where = f"{version}/{target}"
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", target, re.ASCII):
         raise ValueError(f"{target!r} is not a target")
-    if (kind == "weights") != (entry.images is None):
-        wrong = "has" if kind == "weights" else "lacks"
-        raise ValueError(f"{version}/{target}: an entry of kind {kind} {wrong} a number of images")
-    folder = f"{target}/{version}/"
     for file in entry.files:
-        if not file.path.startswith(folder):
-            raise ValueError(f"{file.path!r} does not lie below {folder}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice and dates stay text."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: node.value)
+        if PurePosixPath(file.path).parent != PurePosixPath(target, version):
+            raise ValueError(f"{file.path!r} does not lie in {target}/{version}/")
+    known = (entry.images, entry.image_list)
+    if kind == "weights":
+        if known != (None, None):
+            raise ValueError(f"{where}: weights are not over a list of images")
+        if entry.files and {file.name for file in entry.files} != WEIGHTS_FILES:
+            names = " and ".join(sorted(WEIGHTS_FILES))
+            raise ValueError(f"{where}: weights are the files {names}")
+    elif entry.files:
+        if None in known:
+            raise ValueError(f"{where}: maps without their number of images, or without image_list")
+        if not all(file.name.endswith(".parquet") for file in entry.files):
+            raise ValueError(f"{where}: maps are .parquet files")
 
 
 def parse_manifest(text: bytes | str, name: str = "manifest.yaml") -> Manifest:
@@ -292,17 +358,13 @@ def parse_manifest(text: bytes | str, name: str = "manifest.yaml") -> Manifest:
     """
     if len(text) > MAX_BYTES:
         raise HubError(f"{name}: {len(text):,} bytes is too much for a manifest.")
+    data = load_yaml(text, name)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise yaml.YAMLError("aliases are not allowed: a few lines can expand to gigabytes")
-        data = yaml.load(text, Loader=_Loader)
         return Manifest.model_validate(data)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise HubError(f"{name} is not YAML that a manifest may hold: {error}") from None
     except ValidationError as error:
         wrong = "\n".join(
             f"  {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}"
-            for item in error.errors()
+            for item in error.errors(include_input=False, include_url=False)[:20]
         )
         raise HubError(f"{name} is not a valid manifest:\n{wrong}") from None
 

@@ -1,4 +1,4 @@
-"""``python -m wsssbed_hub.schema [--check] FILE``: the manifest's JSON schema, written or compared."""
+"""``python -m wsssbed_hub.schema [--check] FILE``: the manifest's JSON schema."""
 
 from __future__ import annotations
 

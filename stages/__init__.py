@@ -1,0 +1,1 @@
+"""Stages: the commands that make artifacts. ``python -m stages`` lists them."""

@@ -1,0 +1,37 @@
+"""``python -m stages`` lists the stages; ``python -m stages sod-poolnet --data duts`` runs one."""
+
+from __future__ import annotations
+
+import sys
+
+from stages.runtime.catalogue import all_stages, find_stage
+from wsssbed_hub.errors import HubError
+
+USAGE = """Usage: python -m stages STAGE [OPTIONS]
+
+Every stage is one command that makes one artifact; `python -m stages STAGE --help` tells its
+options. Stages:
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one stage, or list them; returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h", "list"):
+        print(USAGE)
+        stages = all_stages()
+        width = max(map(len, stages))
+        for name, stage in stages.items():
+            print(f"  {name:{width}}  {stage.title}")
+        return 0
+    try:
+        stage = find_stage(arguments[0])
+    except HubError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    from stages.runtime.command import run_stage  # torch; the list does not wait for it
+
+    return run_stage(stage, arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

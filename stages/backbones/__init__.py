@@ -1,0 +1,1 @@
+"""Networks that timm does not have, and the loading of checkpoints that others published."""

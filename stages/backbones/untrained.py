@@ -1,0 +1,33 @@
+"""Batch norm of a network that starts from nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_GRAINS = (2, 8, 32, 64)  # pixels per side; coarse and fine together look a little like a picture
+
+
+@torch.no_grad()
+def calibrate_batchnorm(network: nn.Module, deviation: float) -> None:
+    """Set the running statistics of every batch norm to those of smooth noise.
+
+    ``deviation`` is that of the network's input. Recipes that never update their batch norm rely
+    on the statistics of pretrained weights; without those, activations would grow or vanish from
+    layer to layer. Weights loaded later bring their own. Draws from torch's generator.
+    """
+    noise = sum(
+        F.interpolate(torch.randn(8, 3, grain, grain), (64, 64), mode="bilinear")
+        for grain in _GRAINS
+    )
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    network.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    network(noise * (deviation / noise.std()))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.train()

@@ -1,0 +1,147 @@
+"""Activation maps: train on a target's image-level labels, then write maps over its images."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import typer
+
+from stages.runtime.artifacts import (
+    Artifact,
+    artifact_name,
+    images_of,
+    list_ingredient,
+    open_maps,
+    train_and_write,
+    without_gradients,
+)
+from stages.runtime.desk import set_out
+from stages.runtime.method import Method
+from stages.runtime.options import WHERE, TrainOptions
+from stages.runtime.phases import Phase
+from stages.runtime.training import Trained
+from wsssbed_hub.errors import UsageError
+from wsssbed_hub.labelling import ingredient
+from wsssbed_hub.manifest import TrainedOn
+from wsssbed_hub.maps import Activations, Maps
+from wsssbed_hub.targets import Target, open_target
+
+SPLIT = "train_aug"
+
+
+@dataclass(frozen=True)
+class CamData:
+    """The images that a CAM method is trained on, with their image-level labels."""
+
+    target: Target
+    image_ids: Sequence[str]
+    saliency: Maps | None = None
+    """Saliency maps of these images, for methods that are trained with them."""
+
+    @property
+    def num_classes(self) -> int:
+        """Background not counted."""
+        return self.target.num_classes
+
+    def read_image(self, image_id: str) -> np.ndarray:
+        """uint8[H, W, 3], RGB."""
+        return self.target.read_image(image_id)
+
+    def image_labels(self, image_id: str) -> tuple[int, ...]:
+        """The classes that are present, from 0, ascending."""
+        return self.target.image_labels(image_id)
+
+
+class CamMethod(Method):
+    """A CAM method: one file in this folder with a class ``Method`` derived from this one."""
+
+    needs_saliency: ClassVar[bool] = False
+    """Whether the training takes saliency maps (``--sal``), which the key then names."""
+
+    def __init__(self, recipe: Any, scratch: Path, num_classes: int) -> None:
+        super().__init__(recipe, scratch)
+        self.num_classes = num_classes
+        """Of the target, background not counted."""
+
+    @abstractmethod
+    def phases(self, network: Any, data: CamData) -> Iterator[Phase]: ...
+
+    @abstractmethod
+    def activations(self, network: Any, rgb: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+        """Activation maps uint8[K, H, W] of the classes int64[K] of one image uint8[H, W, 3].
+
+        Called with the network in eval mode, in float32, without gradients; the network's
+        parameters tell the device.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainOptions):
+    sal: Annotated[
+        str | None,
+        typer.Option(help=f"Saliency maps, for methods trained with them: {WHERE}."),
+    ] = None
+
+
+def run(stage: str, method: type[CamMethod], options: Options) -> None:
+    """Train on the image-level labels of the target's train_aug and write its activation maps."""
+    desk = set_out(stage, method, options)
+    target = open_target(options.target, options.data_root)
+    ids = images_of(target, SPLIT, options.limit)
+    saliency = _saliency(stage, method, options)
+    lists = [list_ingredient("target-list", f"{target.name} {SPLIT}", ids)]
+    settings = desk.settings | {"data": target.name, "limit": options.limit}
+    if options.weights is None:
+        settings |= {"seed": options.seed, "data_list": lists[0].digest}
+    key = f"cam/{stage.removeprefix('cam-')}"
+    folder = f"{stage}-{target.name}"
+    if saliency is not None:
+        used = ingredient(saliency)
+        lists.append(used)
+        settings["saliency"] = used.digest
+        key += f"-{artifact_name(saliency)}"
+        folder += f"-{artifact_name(saliency)}"
+    images = len(ids) if options.weights is None else None
+    source = TrainedOn(dataset=target.name, images=images, supervision="image labels")
+    train_and_write(
+        desk,
+        Artifact(
+            key=key,
+            title=f"Activation maps of {method.card.name} on {target.name}",
+            method=method.card,
+            trained_on=[source],
+            settings=settings,
+            options=options,
+            image_ids=ids,
+        ),
+        "cam",
+        options.out / "runs" / folder,
+        make=lambda scratch: method(desk.recipe, scratch, target.num_classes),
+        data=CamData(target, ids, saliency),
+        settings=settings,
+        lists=lists,
+        produce=lambda trained, image_id: _activations(trained, target, image_id),
+    )
+
+
+def _saliency(stage: str, method: type[CamMethod], options: Options) -> Maps | None:
+    if not method.needs_saliency:
+        if options.sal is not None:
+            raise UsageError(f"{stage} is trained without saliency maps; leave --sal out.")
+        return None
+    if options.sal is None:
+        raise UsageError(f"{stage} is trained with saliency maps. Name them with --sal: {WHERE}.")
+    return open_maps(options.sal, options.target, "sal")
+
+
+def _activations(trained: Trained, target: Target, image_id: str) -> Activations:
+    class_ids = np.array(target.image_labels(image_id), np.int64)
+    maps = without_gradients(
+        lambda rgb: trained.method.activations(trained.network, rgb, class_ids), target, image_id
+    )
+    return Activations(maps, class_ids)

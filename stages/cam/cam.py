@@ -1,0 +1,202 @@
+"""CAM: learning deep features for discriminative localization, on ResNet-38.
+
+Paper: Zhou et al., CVPR 2016, arXiv 1512.04150, in the form in which WSSS-BED (arXiv 2404.00918)
+uses it as its baseline. Code: clovaai/WSSS-BED, ``classifier/`` (Apache-2.0); the training recipe
+is that of EPS's classifier, since WSSS-BED ships none.
+
+What differs from the CAM paper: the backbone (stride 8), ReLU on the maps, frozen batch norm, no
+bias, and maps summed over four scales and the mirrored image, for the classes of the image-level
+label.
+
+``Recipe.momentum`` is 0.0005, not 0.9: the published optimiser hands the weight decay to SGD where
+the momentum belongs, and uses its own "momentum" as the exponent of the poly schedule. The
+reported numbers were made so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
+from stages.backbones.state import load_strictly, rename
+from stages.backbones.untrained import calibrate_batchnorm
+from stages.cam import CamData, CamMethod
+from stages.runtime.augment import colour_jitter, random_crop, resize_long_side
+from stages.runtime.images import imagenet_rgb
+from stages.runtime.method import Initial
+from stages.runtime.multiscale import multi_scale_maps
+from stages.runtime.norm import freeze_batchnorm
+from stages.runtime.phases import Batch, Phase, Source, poly
+from wsssbed_hub import manifest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published training on VOC (``voc12_cls.sh``)."""
+
+    initial: str = "ilsvrc-cls_rna-a1_cls1000_ep-0001"  # ResNet-38, for the backbone
+    freeze_early: bool = True  # the first convolution and stage 2
+    width: int = 64  # channels of the first convolution; all others follow
+    blocks: tuple[int, ...] = (3, 3, 6, 3)
+    dropout: tuple[float, float, float] = (0.3, 0.5, 0.5)  # stages 6 and 7, before the pooling
+    steps: int = 20_000
+    batch_size: int = 8
+    learning_rate: float = 0.01
+    classifier_factor: float = 10.0
+    momentum: float = 0.0005
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    long_side: tuple[int, int] = (256, 512)
+    crop: int = 448
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+
+
+RECIPES = {
+    "published": Recipe(),
+    "shapes": Recipe(
+        initial="none",
+        freeze_early=False,
+        width=8,
+        blocks=(1, 1, 1, 1),
+        steps=300,
+        learning_rate=0.01,
+        momentum=0.9,
+        long_side=(96, 144),
+        crop=112,
+    ),
+}
+
+
+class Classifier(nn.Module):
+    """float[N, 3, H, W] (RGB, ImageNet mean and deviation) to logits float[N, classes]."""
+
+    def __init__(
+        self,
+        classes: int,
+        width: int = 64,
+        blocks: tuple[int, ...] = (3, 3, 6, 3),
+        dropout: tuple[float, float, float] = (0.3, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.backbone = ResNet38(width, blocks, dropout[:2])
+        self.dropout = nn.Dropout2d(dropout[2])
+        self.classifier = nn.Conv2d(self.backbone.channels, classes, 1, bias=False)
+        nn.init.xavier_uniform_(self.classifier.weight)
+
+    def forward(self, image: Tensor) -> Tensor:
+        feature = self.dropout(self.backbone(image).conv6)
+        return self.classifier(F.adaptive_avg_pool2d(feature, 1)).flatten(1)
+
+    def maps(self, image: Tensor) -> Tensor:
+        """Activation maps float[N, classes, ceil(H/8), ceil(W/8)], at least 0, of any scale."""
+        return F.relu(self.classifier(self.backbone(image).conv6))
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """The authors' checkpoint. Raises HubError if it does not fit exactly."""
+        names = (*PUBLISHED_NAMES, (r"^(?!fc8\.)", "backbone."), (r"^fc8\.", "classifier."))
+        load_strictly(self, rename(state, names), "The CAM checkpoint")
+
+
+def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Sigmoid cross entropy, mean over classes and images; ``label`` is multi-hot float[N, C]."""
+    return F.binary_cross_entropy_with_logits(logits.float(), label)
+
+
+class Views:
+    """Random views of the images, with their image-level labels."""
+
+    def __init__(self, data: CamData, recipe: Recipe) -> None:
+        self.data = data
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return len(self.data.image_ids)
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """``image`` float32[3, crop, crop] as the network takes it, ``label`` float32[C]."""
+        recipe = self.recipe
+        image_id = self.data.image_ids[index]
+        shortest, longest = recipe.long_side
+        rgb = self.data.read_image(image_id)
+        rgb = resize_long_side(rgb, int(rng.integers(shortest, longest + 1)))
+        if rng.random() < recipe.flip:
+            rgb = rgb[:, ::-1]
+        rgb = colour_jitter(rgb, rng, *recipe.jitter)
+        label = np.zeros(self.data.num_classes, np.float32)
+        label[list(self.data.image_labels(image_id))] = 1
+        return {"image": random_crop(imagenet_rgb(rgb), recipe.crop, rng), "label": label}
+
+
+class Method(CamMethod):
+    card = manifest.Method(
+        name="CAM",
+        paper="https://arxiv.org/abs/1512.04150",
+        code="https://github.com/clovaai/WSSS-BED",
+        licence="Apache-2.0",
+    )
+    recipes = RECIPES
+    initial = Initial(
+        "ilsvrc-cls_rna-a1_cls1000_ep-0001.params, converted to the names of the published "
+        "PyTorch checkpoints and saved by torch",
+        "https://github.com/itijyou/ademxapp",
+    )
+    recipe: Recipe
+
+    def build(self) -> Classifier:
+        recipe = self.recipe
+        network = Classifier(self.num_classes, recipe.width, recipe.blocks, recipe.dropout)
+        calibrate_batchnorm(network.backbone, deviation=1.0)
+        freeze_batchnorm(network)
+        if recipe.freeze_early:
+            network.backbone.freeze_early()
+        return network
+
+    def load_initial(self, network: Classifier, state: Mapping[str, Tensor]) -> None:
+        """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
+        network.backbone.load_imagenet(state, "The initial ResNet-38")
+
+    def phases(self, network: Classifier, data: CamData) -> Iterator[Phase]:
+        recipe = self.recipe
+
+        def optimizer() -> torch.optim.Optimizer:
+            backbone = [p for p in network.backbone.parameters() if p.requires_grad]
+            classifier = list(network.classifier.parameters())
+            return torch.optim.SGD(
+                [
+                    {"params": backbone, "lr": recipe.learning_rate},
+                    {"params": classifier, "lr": recipe.learning_rate * recipe.classifier_factor},
+                ],
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+            )
+
+        def loss(batches: dict[str, Batch], step: int) -> dict[str, Tensor]:
+            views = batches["views"]
+            logits = network(views["image"])
+            return {"classification": classification_loss(logits, views["label"])}
+
+        yield Phase(
+            name="classifier",
+            steps=recipe.steps,
+            sources={"views": Source(Views(data, recipe), recipe.batch_size, drop_last=True)},
+            optimizer=optimizer,
+            schedule=poly(recipe.steps, recipe.power),
+            loss=loss,
+        )
+
+    def activations(
+        self, network: Classifier, rgb: np.ndarray, class_ids: np.ndarray
+    ) -> np.ndarray:
+        """uint8[K, H, W]: summed over scales and mirror images, divided by the maximum."""
+        device = network.classifier.weight.device
+        return multi_scale_maps(
+            lambda image: network.maps(image.to(device)), rgb, class_ids, self.recipe.scales
+        )

@@ -1,0 +1,117 @@
+"""Pseudo labels: a saliency map and an activation map, combined at a threshold (Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import typer
+
+from stages.runtime.artifacts import (
+    Artifact,
+    artifact_name,
+    images_of,
+    list_ingredient,
+    open_maps,
+)
+from stages.runtime.options import WHERE, OutputOptions
+from stages.runtime.progress import progress, say
+from stages.runtime.provenance import machine, provenance
+from wsssbed_hub.labelling import choose_threshold, ingredient, label_artifact, label_settings
+from wsssbed_hub.manifest import Method
+from wsssbed_hub.targets import open_target
+
+SPLIT = "train_aug"
+CARD = Method(
+    name="Algorithm 1 of WSSS-BED",
+    paper="https://arxiv.org/abs/2404.00918",
+    code="https://github.com/clovaai/WSSS-BED",
+    licence="Apache-2.0",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OutputOptions):
+    cam: Annotated[str, typer.Option(help=f"Activation maps: {WHERE}.")]
+    sal: Annotated[
+        str | None,
+        typer.Option(help=f"Saliency maps: {WHERE}. Left out: labels without saliency."),
+    ] = None
+    tau: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Threshold on the activation maps.")
+    ] = None
+    tau_from: Annotated[
+        str,
+        typer.Option(
+            help="Without --tau: published (for the method), or curve:SPLIT, the best one on the "
+            "ground truth of that split.",
+            metavar="published|curve:SPLIT",
+        ),
+    ] = "published"
+    rule: Annotated[
+        Literal["paper", "release"], typer.Option(help="Whose comparison, to the bit.")
+    ] = "paper"
+    sal_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Saliency above it is salient; 0: soft.")
+    ] = 0.2
+    ignore: Annotated[
+        bool, typer.Option(help="Salient pixels without a class become 255, else background.")
+    ] = True
+    name: Annotated[
+        str | None, typer.Option(help="Name of the key label/NAME.", show_default="CAM-SALIENCY")
+    ] = None
+
+
+def run(stage: str, options: Options) -> None:
+    """Label the target's train_aug and write the label artifact. One process, no GPU."""
+    target = open_target(options.target, options.data_root)
+    ids = images_of(target, SPLIT, options.limit)
+    cam = open_maps(options.cam, target.name, "cam")
+    sal = open_maps(options.sal, target.name, "sal") if options.sal else None
+    tau = choose_threshold(
+        cam,
+        sal,
+        tau=options.tau,
+        tau_from=options.tau_from,
+        target=target.name,
+        data_root=options.data_root,
+        rule=options.rule,
+        sal_threshold=options.sal_threshold,
+    )
+    say(f"tau {tau.tau:.3f} ({tau.origin}{f' on {tau.split}' if tau.split else ''})")
+    used = [maps for maps in (cam, sal) if maps is not None]
+    ingredients = [ingredient(maps) for maps in used]
+    how: dict[str, Any] = {
+        "tau": tau,
+        "rule": options.rule,
+        "sal_threshold": options.sal_threshold,
+        "ignore": options.ignore,
+    }
+    artifact = Artifact(
+        key=f"label/{options.name or '-'.join(map(artifact_name, used))}",
+        title=f"Pseudo labels of {' and '.join(maps.key or maps.name for maps in used)}",
+        method=CARD,
+        trained_on=[],
+        settings=label_settings(ingredients, ids, **how),
+        options=options,
+        image_ids=ids,
+    )
+    if artifact.is_there():
+        return
+    if options.fresh:
+        artifact.discard_unfinished()
+    with progress(f"writing {artifact.key}", len(ids), "image") as show:
+        made = label_artifact(
+            cam,
+            sal,
+            artifact.folder,
+            **how,
+            image_ids=ids,
+            ingredients=ingredients,
+            as_="parquet",
+            progress=lambda done, of: show(done, ""),
+        )
+    assert made.written is not None  # Parquet waits to be completed
+    lists = [list_ingredient("target-list", f"{target.name} {SPLIT}", ids)]
+    artifact.complete(made.written, provenance(stage, machine(), [*ingredients, *lists]))
+    say(f"{artifact.key}@{options.version}: {len(ids):,} images in {artifact.folder}")

@@ -1,0 +1,1 @@
+"""What all stages share: command line, data streams, training, checkpoints, devices, provenance."""

@@ -1,0 +1,245 @@
+"""What a stage leaves behind: maps over a target, written by all processes, as a key folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.runtime import distributed
+from stages.runtime.chance import reseed
+from stages.runtime.desk import Desk
+from stages.runtime.options import OutputOptions
+from stages.runtime.progress import progress, say
+from stages.runtime.provenance import provenance
+from stages.runtime.runfolder import locked
+from stages.runtime.training import Trained, trained_network
+from wsssbed_hub.digests import list_digest
+from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.keyfolder import complete, finished
+from wsssbed_hub.keys import Key
+from wsssbed_hub.manifest import Ingredient, Method, Provenance, Result, TrainedOn
+from wsssbed_hub.maps import Activations, Maps, open_artifact, write_maps, write_parts
+from wsssbed_hub.targets import Target
+from wsssbed_hub.writing import Written
+
+SELECTION = "last iteration"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of one key over one target, below ``--out``."""
+
+    key: str
+    title: str
+    method: Method
+    trained_on: Sequence[TrainedOn]
+    settings: Mapping[str, Any]
+    """All that it depends on; they are the recipe in its provenance."""
+    options: OutputOptions
+    image_ids: Sequence[str] | None = None
+    """None for weights."""
+
+    @property
+    def folder(self) -> Path:
+        return self.options.out / self.key
+
+    def is_there(self) -> bool:
+        """Whether an earlier command finished this very artifact.
+
+        Raises HubError if it is there with other settings or other images, and with ``--fresh``:
+        a version never changes.
+        """
+        return distributed.on_main(self._is_there)
+
+    def discard_unfinished(self) -> None:
+        """Remove maps of an earlier command that did not come to its end."""
+        distributed.on_main(lambda: shutil.rmtree(self.folder / ".partial", ignore_errors=True))
+
+    def complete(
+        self, written: Written, provenance: Provenance, results: Sequence[Result] = ()
+    ) -> None:
+        """Turn what was written into a version of the key: files in place, then the manifest."""
+        complete(
+            self.folder,
+            written,
+            key=self.key,
+            target=self.options.target,
+            version=self.options.version,
+            title=self.title,
+            method=self.method,
+            trained_on=self.trained_on,
+            provenance=provenance,
+            results=results,
+        )
+
+    def _is_there(self) -> bool:
+        entry = finished(
+            self.folder,
+            target=self.options.target,
+            version=self.options.version,
+            settings=self.settings,
+            image_ids=self.image_ids,
+        )
+        name = f"{self.key}@{self.options.version} over {self.options.target}"
+        if entry is not None and self.options.fresh:
+            raise HubError(
+                f"{name} is in {self.folder}, and a version never changes. Give another --version "
+                "or --out, or remove it."
+            )
+        if entry is not None:
+            say(f"{name} is finished, in {self.folder}: nothing to do.")
+        return entry is not None
+
+
+def train_and_write(
+    desk: Desk,
+    artifact: Artifact,
+    kind: str,
+    folder: Path,
+    *,
+    make: Callable[[Path], Any],
+    data: Any,
+    settings: Mapping[str, Any],
+    lists: Sequence[Ingredient],
+    produce: Callable[[Trained, str], np.ndarray | Activations],
+) -> None:
+    """The whole of a stage that makes maps: train in ``folder``, write the maps, the manifest.
+
+    ``make``, ``data`` and ``settings`` are those of ``trained_network``. ``produce`` gives the maps
+    of an image; ``lists`` are further ingredients. What an earlier command did is not done again.
+    """
+    seed = desk.options.seed
+    with locked(folder):
+        if artifact.is_there():
+            return
+        trained = trained_network(desk, make, data, folder, settings=settings, seed=seed)
+        if trained.now or desk.options.fresh:
+            artifact.discard_unfinished()
+        given = desk.options.weights is not None
+        _write_maps(
+            artifact,
+            kind,
+            lambda image_id: produce(trained, image_id),
+            lambda: provenance(
+                desk.stage,
+                desk.environment,
+                [*trained.made_from, *lists],
+                seed=None if given else seed,
+                selection=None if given else SELECTION,
+            ),
+        )
+
+
+def _write_maps(
+    artifact: Artifact,
+    kind: str,
+    produce: Callable[[str], np.ndarray | Activations],
+    provenance: Callable[[], Provenance],
+) -> None:
+    ids = list(artifact.image_ids or ())
+    rank, processes = distributed.rank(), distributed.size()
+    settings = artifact.settings
+    done = 0
+    with progress(f"writing {artifact.key}", len(ids), "image") as show:
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            show(min(done * processes, len(ids)), "")
+
+        write_parts(
+            artifact.folder,
+            kind,
+            ids,
+            produce,
+            settings=settings,
+            part=(rank, processes),
+            progress=advance,
+        )
+    distributed.barrier()
+
+    def finish() -> None:
+        written = write_maps(artifact.folder, kind, ids, produce, settings=settings)
+        artifact.complete(written, provenance())
+
+    distributed.on_main(finish)
+    say(f"{artifact.key}@{artifact.options.version}: {len(ids):,} images in {artifact.folder}")
+
+
+def without_gradients(
+    make: Callable[[np.ndarray], np.ndarray], target: Target, image_id: str
+) -> np.ndarray:
+    """The maps that ``make`` gives for one image, the same whatever was made before.
+
+    Raises HubError if they have not the size of the image.
+    """
+    rgb = target.read_image(image_id)
+    reseed("maps", image_id)
+    with torch.inference_mode():
+        maps = make(rgb)
+    if maps.shape[-2:] != rgb.shape[:2]:
+        raise HubError(
+            f"The method made maps of {maps.shape[-2:]} (height, width) of image {image_id}, "
+            f"which is {rgb.shape[:2]}."
+        )
+    return maps
+
+
+def images_of(target: Target, split: str, limit: int | None) -> list[str]:
+    """The images of a split, or the first ``limit`` of them.
+
+    Raises HubError if the split has not the published number of images, or if the file of any
+    image is missing.
+    """
+    ids = target.image_ids(split)
+    require_count(f"{target.name} {split}", len(ids), target.spec.counts.get(split), target.name)
+    ids = ids[:limit]
+    missing = [image_id for image_id in ids if not target.image_path(image_id).is_file()]
+    if missing:
+        raise HubError(
+            f"{len(missing):,} of the {len(ids):,} images of {target.name} {split} are missing, "
+            f"{target.image_path(missing[0])} for example. {_check(target.name)}"
+        )
+    return ids
+
+
+def require_count(what: str, found: int, published: int | None, dataset: str) -> None:
+    """Raises HubError unless there are as many images as were published (None: not known)."""
+    if published is not None and found != published:
+        raise HubError(
+            f"{what} has {published:,} images, and here are {found:,}. {_check(dataset)}"
+        )
+
+
+def _check(dataset: str) -> str:
+    return f"`wsssbed-hub data check {dataset}` says what is missing and where to get it."
+
+
+def list_ingredient(role: str, name: str, ids: Sequence[str]) -> Ingredient:
+    """A list of images, as provenance names it."""
+    return Ingredient(role=role, file=f"{name}, {len(ids):,} images", digest=list_digest(ids))
+
+
+def open_maps(where: str, target: str, kind: str) -> Maps:
+    """The maps that an option names. Raises UsageError if they are of another kind."""
+    maps = open_artifact(where, target, kind=kind)
+    if maps.kind != kind:
+        raise UsageError(f"{where} holds maps of kind {maps.kind}, and {kind} is needed here.")
+    return maps
+
+
+def artifact_name(maps: Maps) -> str:
+    """What the keys of things made from ``maps`` call them: ``vst-duts`` for ``sal/vst-duts``."""
+    if maps.key is not None:
+        return Key.parse(maps.key).name
+    name = re.sub(r"[^a-z0-9]+", "-", Path(maps.name).stem.lower()).strip("-")
+    if not name:
+        raise UsageError(f"{maps.name}: rename it to something with letters or digits.")
+    return name

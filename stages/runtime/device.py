@@ -1,0 +1,74 @@
+"""Where to compute, and how exactly."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from wsssbed_hub.errors import UsageError
+
+AMP = ("off", "bf16", "fp16")
+PRECISION = {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device that ``--device`` names, and what it is in words.
+
+    ``auto`` takes the first GPU, else the CPU. Of several processes each takes the GPU that
+    torchrun gave it. Raises UsageError for a device that is not there: nothing falls back.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cpu":
+        return device, f"the CPU, {torch.get_num_threads()} threads"
+    if device.type == "mps":
+        if several or not torch.backends.mps.is_available():
+            raise UsageError("--device mps: torch sees no such device here, or several processes.")
+        return device, "the GPU of this Mac"
+    if device.type != "cuda":
+        raise UsageError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps.")
+    return _gpu(device, several, local)
+
+
+def _gpu(device: torch.device, several: bool, local: int) -> tuple[torch.device, str]:
+    number = torch.cuda.device_count()
+    if number == 0:
+        raise UsageError(
+            f"--device {device}: torch sees no GPU. In a container, start it with --gpus all; to "
+            "compute on the CPU say --device cpu."
+        )
+    if several and device.index is not None:
+        raise UsageError(f"--device {device}: several processes share the GPUs; say --device cuda.")
+    index = local if device.index is None else device.index
+    if index >= number:
+        raise UsageError(f"GPU {index} was asked for, and there are {number} (from 0).")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index), torch.cuda.get_device_name(index)
+
+
+def check_amp(amp: str, device: torch.device) -> None:
+    """Raises UsageError if the device cannot compute in the precision ``amp``."""
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UsageError("--amp bf16: this GPU has no bfloat16. Say --amp fp16 or --amp off.")
+
+
+def compute_exactly(strict: bool) -> None:
+    """The same numbers every time on one machine, and float32 where float32 is asked for.
+
+    TF32, which rounds the factors of products to 10 bits, is off, and cuDNN does not choose
+    algorithms by their speed of the moment. Where an operation has only an implementation that
+    is not deterministic, ``strict`` makes it an error; else it is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=not strict)

@@ -1,0 +1,134 @@
+"""The options that every stage has, and the command that a dataclass of options becomes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+
+WHERE = "KEY[@VERSION], or a folder or zip of maps"
+
+OptionsType = TypeVar("OptionsType", bound="OutputOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What every stage needs to know: over which images, from where, to where."""
+
+    target: Annotated[str, typer.Option(help="Dataset whose images the artifact is for.")] = "voc12"
+    data_root: Annotated[
+        Path, typer.Option(envvar="WSSSBED_DATA", help="Folder with the datasets, as distributed.")
+    ] = Path("/data")
+    out: Annotated[Path, typer.Option(help="Folder for artifacts (and runs/).")] = Path(
+        "/artifacts"
+    )
+    version: Annotated[str, typer.Option(help="Version of the artifact.")] = "1.0.0"
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first N images of the target, for trials.", metavar="N"),
+    ] = None
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh/--resume", help="Discard what an earlier run left, or go on from it."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(OutputOptions):
+    """What every stage that trains a network needs to know beside that."""
+
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:N or mps. auto: the GPU if there is one.")
+    ] = "auto"
+    amp: Annotated[
+        Literal["off", "bf16", "fp16"],
+        typer.Option(help="Mixed precision of the training; maps are made in float32."),
+    ] = "off"
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of an optimiser step.", show_default="the recipe's"),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Processes that load images; changes speed only.", show_default="by cores"
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimiser steps of the training.", show_default="the recipe's"),
+    ] = None
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs of the training.", show_default="the recipe's"),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A trained checkpoint, ours or the authors': nothing is trained."),
+    ] = None
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Initial weights: a file, `timm` (from the Hub cache) or `random`.",
+            metavar="FILE|timm|random",
+        ),
+    ] = None
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="An operation that is not deterministic becomes an error."
+        ),
+    ] = False
+    recipe: Annotated[
+        str, typer.Option(help="published, or shapes: a small network for that target.")
+    ] = "published"
+    set: Annotated[
+        list[str] | None,
+        typer.Option(help="Any field of the recipe (see below); repeatable.", metavar="NAME=VALUE"),
+    ] = None
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints.", metavar="SECONDS")
+    ] = 600.0
+
+
+def command(
+    options: type[OptionsType],
+    run: Callable[[OptionsType], int],
+    *,
+    name: str,
+    title: str,
+    epilog: str = "",
+) -> typer.Typer:
+    """A command line whose options are the fields of a dataclass, own fields before inherited.
+
+    ``run`` gets an instance and returns the exit code.
+    """
+
+    def invoke(**values: Any) -> None:
+        raise typer.Exit(run(options(**values)))
+
+    hints = get_type_hints(options, include_extras=True)
+    own = inspect.get_annotations(options)
+    ordered = sorted(fields(options), key=lambda field: field.name not in own)
+    invoke.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in ordered
+        ]
+    )
+    invoke.__annotations__ = {field.name: hints[field.name] for field in ordered}
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(name, help=title, epilog=epilog)(invoke)
+    return app

@@ -1,0 +1,101 @@
+"""What a manifest says of how an artifact was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from stages.runtime import distributed
+from stages.runtime.device import PRECISION
+from wsssbed_hub.manifest import Environment, Ingredient, Provenance
+
+PACKAGES = ("numpy", "pillow", "safetensors", "timm", "torchvision")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def environment(device: torch.device, amp: str, deterministic: bool) -> Environment:
+    """This machine and the versions at work on it, for a network on ``device``."""
+    gpu = device.type == "cuda"
+    return machine().model_copy(
+        update={
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if gpu else None,
+            "gpu": torch.cuda.get_device_name(device) if gpu else None,
+            "precision": PRECISION[amp],
+            "deterministic": deterministic,
+            "processes": distributed.size(),
+        }
+    )
+
+
+def machine() -> Environment:
+    """This machine and the versions at work on it, for a stage without a network."""
+    packages = {name: found for name in PACKAGES if (found := _installed(name))}
+    return Environment(python=platform.python_version(), packages=packages)
+
+
+def provenance(
+    stage: str,
+    environment: Environment,
+    made_from: Sequence[Ingredient],
+    *,
+    seed: int | None = None,
+    selection: str | None = None,
+) -> Provenance:
+    """The provenance of what this command makes; the maps' settings become its recipe.
+
+    The image and its digest come from the environment variables ``WSSSBED_IMAGE`` and
+    ``WSSSBED_IMAGE_DIGEST``, the commit from ``WSSSBED_COMMIT`` or, in a clean checkout, from git.
+    """
+    return Provenance(
+        stage=stage,
+        command=["python", "-m", "stages", *sys.argv[1:]],
+        project_version=version("wsssbed-hub"),
+        project_commit=_commit(),
+        image=os.environ.get("WSSSBED_IMAGE") or None,
+        image_digest=os.environ.get("WSSSBED_IMAGE_DIGEST") or None,
+        date=datetime.now(UTC).replace(microsecond=0),
+        seed=seed,
+        selection=selection,
+        environment=environment,
+        made_from=list(made_from),
+    )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit that is at work; None where changes are not committed: then none says it."""
+    given = os.environ.get("WSSSBED_COMMIT", "")
+    if given:
+        return given if _COMMIT.fullmatch(given) else None
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        if _git(root, "status", "--porcelain", "--", "stages", "wsssbed_hub"):
+            return None
+        found = _git(root, "rev-parse", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found if _COMMIT.fullmatch(found) else None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()

@@ -1,0 +1,176 @@
+"""The folder of one training: what was asked for, its checkpoint, its log, its weights.
+
+``run.json`` holds the settings. A folder belongs to them: the same command goes on from what is
+there, another one is told what differs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stages.runtime import distributed
+from stages.runtime.checkpoint import save_weights
+from wsssbed_hub.digests import file_digest
+from wsssbed_hub.errors import HubError
+from wsssbed_hub.files import expect_trouble, write_whole
+from wsssbed_hub.manifest import Ingredient
+
+SETTINGS, WEIGHTS, SCRATCH, LOCK = "run.json", "weights.safetensors", "scratch", "lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder, which is made if it is missing, for all processes of this command.
+
+    Raises HubError if another command holds it. The lock goes with the process, however it ends.
+    """
+    held: list[int] = []
+
+    def take() -> None:
+        with expect_trouble(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.append(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644))
+        try:
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HubError(
+                f"Another process is at work in {folder}. Wait for it, or choose another --out."
+            ) from None
+
+    try:
+        distributed.on_main(take)
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+class RunFolder:
+    """One training in ``folder``. Make it while the folder is locked.
+
+    Raises HubError if the folder belongs to other settings; with ``fresh`` it is emptied first.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.folder = folder
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._run: dict[str, Any] = distributed.on_main(lambda: self._settle(fresh))
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / SCRATCH
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained weights are, once the training is finished."""
+        return self.folder / WEIGHTS
+
+    @property
+    def weights_digest(self) -> str | None:
+        """Digest of the file of weights; None before the training is finished."""
+        digest: str | None = self._run.get("weights")
+        return digest
+
+    @property
+    def made_from(self) -> list[Ingredient]:
+        """What a finished training began with, and the weights that came of it."""
+        return [Ingredient.model_validate(item) for item in self._run.get("made_from", ())]
+
+    def finish(self, network: nn.Module, seconds: float, made_from: Sequence[Ingredient]) -> None:
+        """Keep the network's weights, and nothing that only the training needed.
+
+        ``seconds`` is the time that the training took; ``made_from`` what it began with.
+        """
+        self._run = distributed.on_main(lambda: self._finish(network, seconds, made_from))
+
+    def check_weights(self) -> None:
+        """Raises HubError if the finished weights are not those that were written."""
+
+        def check() -> None:
+            if not self.weights.is_file() or file_digest(self.weights) != self.weights_digest:
+                raise HubError(
+                    f"{self.weights} is missing or was changed. Train again with --fresh."
+                )
+
+        distributed.on_main(check)
+
+    def _settle(self, fresh: bool) -> dict[str, Any]:
+        path = self.folder / SETTINGS
+        with expect_trouble(self.folder):
+            if fresh:
+                _empty(self.folder)
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                return self._write({"settings": self._settings})
+        try:
+            run: dict[str, Any] = json.loads(path.read_text())
+            there = run["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise HubError(f"{path} is damaged. Begin again with --fresh.") from None
+        if there != self._settings:
+            raise HubError(
+                f"{self.folder} belongs to a run with other settings:\n"
+                f"{differing(there, self._settings)}\nDiscard it with --fresh, or choose another "
+                "--out."
+            )
+        return run
+
+    def _finish(
+        self, network: nn.Module, seconds: float, made_from: Sequence[Ingredient]
+    ) -> dict[str, Any]:
+        save_weights(network, self.weights)
+        digest = file_digest(self.weights)
+        weights = Ingredient(role="weights", file=WEIGHTS, digest=digest)
+        run = self._write(
+            {
+                "settings": self._settings,
+                "seconds": round(seconds, 1),
+                "weights": digest,
+                "made_from": [i.model_dump(exclude_none=True) for i in (*made_from, weights)],
+            }
+        )
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return run
+
+    def _write(self, run: dict[str, Any]) -> dict[str, Any]:
+        with expect_trouble(self.folder):
+            write_whole(self.folder / SETTINGS, json.dumps(run, indent=2).encode() + b"\n")
+        return run
+
+
+def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One line for each setting that differs, nested ones by their path."""
+    old, new = dict(_flat(there)), dict(_flat(now))
+    lines = [
+        f"  {name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} now"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    return "\n".join(lines)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, which is held."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

@@ -1,0 +1,272 @@
+"""The one training loop: any network, any number of phases, sources, optimisers and processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stages.runtime import distributed, interruption
+from stages.runtime.chance import reseed
+from stages.runtime.checkpoint import Checkpoint
+from stages.runtime.log import Log
+from stages.runtime.norm import synchronise_batchnorm
+from stages.runtime.phases import Batch, Phase, Samples, Source, Sources, poly
+from stages.runtime.progress import Show, progress
+from stages.runtime.stream import Row, batches, passes_of, rows_of
+from stages.runtime.trouble import explained
+from wsssbed_hub.errors import HubError
+
+__all__ = ["Conduct", "Phase", "Samples", "Source", "Trainer", "poly"]
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How to train, as opposed to what."""
+
+    seed: int
+    device: torch.device
+    amp: str = "off"
+    """A key of ``AMP``: the precision of forward passes; weights and sums stay float32."""
+    workers: int = 0
+    """Processes that prepare batches, for each training process; 0: the process itself."""
+    checkpoint_every: float = 600.0
+    """Seconds."""
+
+
+@dataclass
+class _Work:
+    """A phase at work."""
+
+    number: int
+    phase: Phase
+    rows: dict[str, Row]
+    passes: int
+    optimizers: list[Optimizer]
+    scaler: torch.amp.GradScaler
+    step: int
+
+
+class Trainer:
+    """Trains ``network`` (on its device already) with checkpoints in ``folder``.
+
+    A training that was stopped, in whatever way, goes on from its last checkpoint and ends with
+    the same weights, to the bit, as one that was not. Metrics go to ``folder/log.jsonl``.
+    """
+
+    def __init__(self, network: nn.Module, folder: Path, conduct: Conduct) -> None:
+        self._network = network
+        self._conduct = conduct
+        self._path = folder / "checkpoint.pt"
+        self._log = Log(folder / "log.jsonl")
+        self._saved_at = self._began_at = 0.0
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training, over all resumptions."""
+        return self._seconds_before + time.monotonic() - self._began_at
+
+    def run(self, phases: Iterable[Phase]) -> None:
+        """Run every phase, or what is left of them.
+
+        Raises HubError (a loss that is not finite, no memory, a full disk, what samples raise) and
+        Interruption (a signal; the checkpoint is then written).
+        """
+        checkpoint = Checkpoint.load(self._path)
+        self._began_at = self._saved_at = time.monotonic()
+        self._seconds_before = checkpoint.seconds if checkpoint else 0.0
+        with self._log.opened(checkpoint.log_bytes if checkpoint else 0):
+            names: set[str] = set()
+            for number, phase in enumerate(phases):
+                if phase.name in names:
+                    raise ValueError(f"two phases are called {phase.name!r}")
+                names.add(phase.name)
+                if checkpoint is None or number >= checkpoint.phase:
+                    here = checkpoint if checkpoint and number == checkpoint.phase else None
+                    self._run_phase(number, phase, here)
+            if checkpoint is not None and checkpoint.phase >= len(names):
+                self._network.load_state_dict(checkpoint.network)
+
+    def _run_phase(self, number: int, phase: Phase, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            self._network.load_state_dict(checkpoint.network)
+            checkpoint.network = {}  # as large as the network
+        if phase.prepare is not None and not (checkpoint and checkpoint.prepared):
+            reseed(self._conduct.seed, phase.name, "prepare")
+            phase.prepare()
+        distributed.share_state(self._network)
+        synchronise_batchnorm(self._network)
+        work = self._begin(number, phase, checkpoint)
+        if work.step < phase.steps:
+            self._train(work)
+        self._save(Checkpoint(number + 1, 0, False, self._network.state_dict()))
+
+    def _begin(self, number: int, phase: Phase, checkpoint: Checkpoint | None) -> _Work:
+        sources: Sources = phase.sources() if callable(phase.sources) else phase.sources
+        reseed(self._conduct.seed, phase.name, "optimizer")
+        optimizers = phase.optimizer()
+        if isinstance(optimizers, Optimizer):
+            optimizers = [optimizers]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        work = _Work(
+            number,
+            phase,
+            rows_of(phase, sources, self._conduct.seed),
+            passes_of(phase, sources, distributed.size()),
+            list(optimizers),
+            torch.amp.GradScaler(self._conduct.device.type, enabled=self._conduct.amp == "fp16"),
+            0,
+        )
+        if checkpoint is not None and checkpoint.prepared:
+            for optimizer, state in zip(work.optimizers, checkpoint.optimizers, strict=True):
+                optimizer.load_state_dict(state)
+            work.scaler.load_state_dict(checkpoint.scaler)
+            work.step = checkpoint.step
+        elif phase.prepare is not None:
+            self._save_work(work)
+        return work
+
+    def _train(self, work: _Work) -> None:
+        phase = work.phase
+        first = next(iter(work.rows.values()))
+        stream = batches(
+            work.rows,
+            first=work.step,
+            steps=phase.steps,
+            passes=work.passes,
+            workers=self._conduct.workers,
+            device=self._conduct.device,
+        )
+        self._network.train()
+        with (
+            interruption.deferred() as signalled,
+            progress(phase.name, phase.steps, "step", work.step) as show,
+        ):
+            for step in range(work.step, phase.steps):
+                with explained(f"{phase.name}, step {step + 1:,}"):
+                    wishes = self._step(work, stream, step, signalled, show)
+                work.step = step + 1
+                for epoch in first.finished_epochs(step) if phase.epoch_end else ():
+                    phase.epoch_end(epoch)  # type: ignore[misc]
+                    self._network.train()
+                if wishes.stop or (wishes.save and work.step < phase.steps):
+                    self._save_work(work)
+                if wishes.stop:
+                    raise interruption.Interruption(
+                        signalled() or SIGTERM,
+                        f"Stopped after step {work.step:,} of {phase.steps:,} ({phase.name}). "
+                        "Run the same command again to go on.",
+                    )
+
+    def _step(
+        self,
+        work: _Work,
+        stream: Iterator[dict[str, Batch]],
+        step: int,
+        signalled: Callable[[], int],
+        show: Show,
+    ) -> _Wishes:
+        phase, scaler = work.phase, work.scaler
+        optimizer = work.optimizers[step % len(work.optimizers)]
+        rate = phase.schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        self._forget_gradients(work)
+        reseed(self._conduct.seed, phase.name, "step", step, distributed.rank())
+        terms: dict[str, Tensor] = {}
+        for _ in range(work.passes):
+            batch = next(stream)
+            with self._autocast():
+                losses = phase.loss(batch, step)
+                total = sum(losses.values(), torch.zeros((), device=self._conduct.device))
+            scaler.scale(total / work.passes).backward()
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0) + value.detach().float() / work.passes
+        wishes = self._agree(phase, step, terms, signalled)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        distributed.average_gradients(parameters)
+        scaler.unscale_(optimizer)
+        if phase.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        self._log.step(phase.name, step, optimizer.param_groups[0]["lr"], wishes.terms)
+        show(step + 1, _details(wishes.terms))
+        return wishes
+
+    def _agree(
+        self, phase: Phase, step: int, terms: dict[str, Tensor], signalled: Callable[[], int]
+    ) -> _Wishes:
+        """What all processes know after one exchange. Raises HubError for a loss not finite."""
+        due = time.monotonic() - self._saved_at > self._conduct.checkpoint_every
+        flags = torch.tensor(
+            [float(signalled() > 0), float(due and distributed.is_main())],
+            device=self._conduct.device,
+        )
+        numbers = distributed.all_sum(torch.cat([torch.stack(list(terms.values())), flags]))
+        *means, stop, save = numbers.tolist()
+        values = {name: mean / distributed.size() for name, mean in zip(terms, means, strict=True)}
+        wrong = [f"{name} is {value}" for name, value in values.items() if value - value != 0]
+        if wrong:
+            raise HubError(
+                f"{phase.name}, step {step + 1:,}: the loss is not finite ({', '.join(wrong)}). "
+                "The training diverged. Begin again with --fresh and a smaller rate (--set), or "
+                "without --amp if it is on."
+            )
+        return _Wishes(values, stop > 0, save > 0)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = AMP[self._conduct.amp]
+        return torch.autocast(self._conduct.device.type, dtype) if dtype else nullcontext()
+
+    def _forget_gradients(self, work: _Work) -> None:
+        self._network.zero_grad(set_to_none=True)
+        for optimizer in work.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _save_work(self, work: _Work) -> None:
+        self._save(
+            Checkpoint(
+                work.number,
+                work.step,
+                True,
+                self._network.state_dict(),
+                [optimizer.state_dict() for optimizer in work.optimizers],
+                work.scaler.state_dict(),
+            )
+        )
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        checkpoint.log_bytes = self._log.flush()
+        checkpoint.seconds = self.seconds
+        distributed.on_main(lambda: checkpoint.save(self._path))
+        self._saved_at = time.monotonic()
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """After a step, the same in every process."""
+
+    terms: dict[str, float]
+    """Mean of each loss term over passes and processes."""
+    stop: bool
+    save: bool
+
+
+def _details(terms: dict[str, float]) -> str:
+    total = f"loss {sum(terms.values()):.4g}"
+    if len(terms) == 1:
+        return total
+    return f"{total} ({', '.join(f'{name} {value:.4g}' for name, value in terms.items())})"

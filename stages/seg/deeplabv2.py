@@ -1,0 +1,283 @@
+"""DeepLab-V2 on ResNet-101, with multi-scale fusion (MSC).
+
+Paper: Chen et al., TPAMI 2018, arXiv 1606.00915. Code: kazuto1011/deeplab-pytorch (MIT), of which
+WSSS-BED (arXiv 2404.00918) carries a copy; the recipe is the original's.
+
+What the published code does and the paper does not tell: the fused (maximum) map has a loss of its
+own, labels are brought to the size of the logits by nearest neighbour, the atrous pyramid goes
+straight from 2048 channels to the classes, and no batch norm is ever updated, neither statistics
+nor scale and shift.
+
+Where this project departs from WSSS-BED: the list is the target's train_aug (its VOC configs name
+a list of 1,464 images), the last iteration is the result (there the best on val), 20,000
+iterations of ten images (there 10,000 of twenty).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.backbones.caffe_resnet import CAFFE_NAMES, CaffeResNet, timm_imagenet
+from stages.backbones.state import Rules, load_strictly, rename
+from stages.backbones.untrained import calibrate_batchnorm
+from stages.runtime.distributed import global_mean
+from stages.runtime.images import caffe_bgr
+from stages.runtime.method import Initial
+from stages.runtime.norm import freeze_batchnorm
+from stages.runtime.phases import Batch, Phase, Source
+from stages.seg import SegData, SegMethod
+from wsssbed_hub import manifest
+from wsssbed_hub.errors import HubError
+
+MEAN_BGR = (104.008, 116.669, 122.675)
+PIXEL_DEVIATION = 65.0  # of the network's input, roughly
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published training on VOC (``configs/voc12.yaml``)."""
+
+    initial: str = "deeplabv1_resnet101-coco.pth"  # for the backbone
+    width: int = 64  # channels of the stem; all others follow
+    blocks: tuple[int, ...] = (3, 4, 23, 3)
+    rates: tuple[int, ...] = (6, 12, 18, 24)  # dilations of the atrous pyramid
+    extra_scales: tuple[float, ...] = (0.5, 0.75)
+    steps: int = 20_000
+    batch_size: int = 10
+    accumulate: int = 2
+    learning_rate: float = 2.5e-4
+    pyramid_factor: float = 10.0
+    bias_factor: float = 20.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # not on the biases of the pyramid
+    power: float = 0.9
+    rate_every: int = 10  # the rate is written every so many steps
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    crop: int = 321
+    flip: float = 0.5
+
+
+RECIPES = {
+    "published": Recipe(),
+    "shapes": Recipe(
+        initial="none",
+        width=16,
+        blocks=(1, 1, 1, 1),
+        rates=(1, 2, 3, 4),
+        steps=200,
+        batch_size=8,
+        accumulate=1,
+        learning_rate=5e-3,
+        crop=112,
+    ),
+}
+
+PUBLISHED_NAMES: Rules = (
+    (r"^base\.aspp\.c", "pyramid."),
+    (r"^base\.", ""),
+    *CAFFE_NAMES,
+    (r"^(?!pyramid\.)", "backbone."),
+)
+
+
+class Logits(NamedTuple):
+    """What each scale says, at its own size, and the maximum of all at the size of the first."""
+
+    scales: list[Tensor]  # float[N, C, h, w] for 1 and each extra scale
+    fused: Tensor
+
+
+class DeepLabV2(nn.Module):
+    """float[N, 3, H, W] (BGR, 0..255, minus the mean) to logits at stride 8, background first."""
+
+    def __init__(
+        self,
+        classes: int,
+        width: int = 64,
+        blocks: tuple[int, ...] = (3, 4, 23, 3),
+        rates: tuple[int, ...] = (6, 12, 18, 24),
+        extra_scales: tuple[float, ...] = (0.5, 0.75),
+    ) -> None:
+        super().__init__()
+        self.extra_scales = extra_scales
+        self.backbone = CaffeResNet(blocks, (1, 2, 1, 1), (1, 1, 2, 4), width)
+        inputs = self.backbone.channels[-1]
+        self.pyramid = nn.ModuleList(nn.Conv2d(inputs, classes, 3, 1, rate, rate) for rate in rates)
+        for conv in self.pyramid:
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+
+    def single(self, image: Tensor) -> Tensor:
+        feature = self.backbone(image)[-1]
+        return torch.stack([conv(feature) for conv in self.pyramid]).sum(0)
+
+    def all_scales(self, image: Tensor) -> Logits:
+        scales = [self.single(image)]
+        for scale in self.extra_scales:
+            # The given factor maps the coordinates, also where it does not divide the size.
+            smaller = F.interpolate(image, scale_factor=scale, mode="bilinear")
+            scales.append(self.single(smaller))
+        size = scales[0].shape[2:]
+        fused = scales[0]
+        for logits in scales[1:]:
+            fused = torch.maximum(fused, F.interpolate(logits, size, mode="bilinear"))
+        return Logits(scales, fused)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.all_scales(image).fused
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """The authors' checkpoint. Raises HubError if it does not fit exactly."""
+        load_strictly(self, rename(state, PUBLISHED_NAMES), "The DeepLab-V2 checkpoint")
+
+
+def shrink_label(label: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest neighbour, int64[N, H, W] to [N, h, w]: the pixel under each cell's centre.
+
+    Pillow's rule; torch's and OpenCV's "nearest" take the pixel under the cell's corner.
+    """
+    rows, columns = (
+        (2 * torch.arange(new, device=label.device) + 1) * old // (2 * new)
+        for old, new in zip(label.shape[1:], size, strict=True)
+    )
+    return label[:, rows[:, None], columns]
+
+
+def scale_losses(logits: Logits, label: Tensor) -> list[Tensor]:
+    """Cross entropy of every scale, then of the maximum, each the mean over its labelled pixels.
+
+    ``label`` is int64[N, H, W] with 255 for pixels that do not count.
+    """
+    losses = []
+    for scores in (*logits.scales, logits.fused):
+        small = shrink_label(label, scores.shape[2:])
+        total = F.cross_entropy(scores.float(), small, ignore_index=IGNORE, reduction="sum")
+        losses.append(global_mean(total, (small != IGNORE).sum()))
+    return losses
+
+
+def poly_in_steps(step: int, steps: int, power: float, every: int) -> float:
+    """Factor on the rate: (1 - done/steps)^power, ``done`` rounded down to a multiple of ``every``.
+
+    ``step`` counts from 0.
+    """
+    return (1 - step // every * every / steps) ** power
+
+
+class Crops:
+    """Random views of the images with their labels."""
+
+    def __init__(self, data: SegData, recipe: Recipe) -> None:
+        self.data = data
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return len(self.data.image_ids)
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """``image`` float32[3, crop, crop] as the network takes it, ``label`` int64[crop, crop].
+
+        Raises HubError if image and label differ in size.
+        """
+        image_id, size = self.data.image_ids[index], self.recipe.crop
+        rgb, labels = self.data.read_image(image_id), self.data.read_label(image_id)
+        if rgb.shape[:2] != labels.shape:
+            raise HubError(
+                f"{self.data.labels.name}: the label of {image_id} has {labels.shape} pixels "
+                f"(height, width), its image {rgb.shape[:2]}. Make the labels again."
+            )
+        image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None]
+        label = torch.from_numpy(labels.astype(np.int64))[None]
+        scale = self.recipe.scales[rng.integers(len(self.recipe.scales))]
+        height, width = (max(1, int(side * scale)) for side in labels.shape)
+        image = F.interpolate(image, (height, width), mode="bilinear")
+        label = shrink_label(label, (height, width))
+        missing = (0, max(0, size - width), 0, max(0, size - height))
+        image, label = F.pad(image, missing)[0], F.pad(label, missing, value=IGNORE)[0]
+        top, left = (int(rng.integers(side - size + 1)) for side in label.shape)
+        window = (..., slice(top, top + size), slice(left, left + size))
+        image, label = image[window], label[window]
+        if rng.random() < self.recipe.flip:
+            image, label = image.flip(-1), label.flip(-1)
+        return {"image": image.contiguous(), "label": label.contiguous()}
+
+
+class Method(SegMethod):
+    card = manifest.Method(
+        name="DeepLab-V2",
+        paper="https://arxiv.org/abs/1606.00915",
+        code="https://github.com/kazuto1011/deeplab-pytorch",
+        licence="MIT",
+    )
+    recipes = RECIPES
+    initial = Initial(
+        "deeplabv1_resnet101-coco.pth",
+        "the README of https://github.com/kazuto1011/deeplab-pytorch (a Caffe model to convert)",
+    )
+    recipe: Recipe
+
+    def build(self) -> DeepLabV2:
+        recipe = self.recipe
+        network = DeepLabV2(
+            self.num_classes + 1, recipe.width, recipe.blocks, recipe.rates, recipe.extra_scales
+        )
+        calibrate_batchnorm(network.backbone, PIXEL_DEVIATION)
+        freeze_batchnorm(network)
+        return network
+
+    def load_initial(self, network: DeepLabV2, state: Mapping[str, Tensor]) -> None:
+        """The backbone, for BGR, 0..255, minus the mean: its own or torchvision's names."""
+        network.backbone.load_imagenet(rename(state, CAFFE_NAMES), "The initial ResNet")
+
+    def timm_weights(self) -> Mapping[str, Tensor]:
+        """ImageNet instead of COCO, torchvision's instead of Caffe's: see ``timm_imagenet``."""
+        return timm_imagenet(101)
+
+    def phases(self, network: DeepLabV2, data: SegData) -> Iterator[Phase]:
+        recipe = self.recipe
+        names = (*(f"{scale:g}x" for scale in (1, *recipe.extra_scales)), "max")
+
+        def optimizer() -> torch.optim.Optimizer:
+            rate = recipe.learning_rate
+            backbone = [p for p in network.backbone.parameters() if p.requires_grad]
+            weights = [conv.weight for conv in network.pyramid]
+            biases = [conv.bias for conv in network.pyramid]
+            groups = [
+                {"params": backbone, "lr": rate},
+                {"params": weights, "lr": rate * recipe.pyramid_factor},
+                {"params": biases, "lr": rate * recipe.bias_factor, "weight_decay": 0.0},
+            ]
+            return torch.optim.SGD(
+                groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            )
+
+        def loss(batches: dict[str, Batch], step: int) -> dict[str, Tensor]:
+            crops = batches["crops"]
+            losses = scale_losses(network.all_scales(crops["image"]), crops["label"])
+            return dict(zip(names, losses, strict=True))
+
+        yield Phase(
+            name="segmentation",
+            steps=recipe.steps,
+            sources={"crops": Source(Crops(data, recipe), recipe.batch_size)},
+            optimizer=optimizer,
+            schedule=lambda step: poly_in_steps(
+                step, recipe.steps, recipe.power, recipe.rate_every
+            ),
+            loss=loss,
+            accumulate=recipe.accumulate,
+        )
+
+    def logits(self, network: DeepLabV2, rgb: np.ndarray) -> Tensor:
+        """float32[C + 1, H, W]: the maximum over the scales, at the image's size."""
+        image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None]
+        scores = network(image.to(network.pyramid[0].weight.device)).float()
+        return F.interpolate(scores, rgb.shape[:2], mode="bilinear")[0]

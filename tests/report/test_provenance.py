@@ -1,0 +1,151 @@
+"""Trees of what was made from what, whatever the manifests claim."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from wsssbed_hub.errors import UsageError
+from wsssbed_hub.keys import Key
+from wsssbed_hub.manifest import (
+    Entry,
+    Environment,
+    File,
+    HubSource,
+    Ingredient,
+    Manifest,
+    Method,
+    Provenance,
+    TrainedOn,
+    UrlSource,
+)
+from wsssbed_hub.report import provenance_tree
+
+
+def digest(letter: str) -> str:
+    return "sha256:" + letter * 64
+
+
+def manifest(key: str, letter: str, *made_from: Ingredient, **entry) -> Manifest:
+    kind = key.split("/")[0]
+    names = ["config.json", "model.safetensors"] if kind == "weights" else ["00000.parquet"]
+    made = Provenance(
+        stage="sod-test",
+        command=["python", "-m", "stages", "sod-test", "--data", "my set"],
+        project_version="0.1.0",
+        date=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        seed=0,
+        environment=Environment(python="3.11", torch="2.14.1", deterministic=True),
+        made_from=list(made_from),
+    )
+    return Manifest(
+        key=key,
+        kind=kind,  # type: ignore[arg-type]
+        title="For a test",
+        method=Method(name="Test", paper="https://example.org/paper"),
+        trained_on=[TrainedOn(dataset="shapes", supervision="pixel masks")],
+        versions={
+            "1.0.0": {
+                "shapes": Entry(
+                    images=None if kind == "weights" else 3,
+                    image_list=None if kind == "weights" else digest("f"),
+                    content=digest(letter),
+                    files=[
+                        File(path=f"shapes/1.0.0/{name}", size=1, sha256=digest("0"))
+                        for name in names
+                    ],
+                    provenance=made,
+                    **entry,
+                )
+            }
+        },
+    )
+
+
+def key_of(role: str, key: str, letter: str) -> Ingredient:
+    return Ingredient(role=role, key=key, digest=digest(letter))
+
+
+def finder(*manifests: Manifest):
+    known = {item.key: item for item in manifests}
+    return lambda key: known.get(str(key.unversioned))
+
+
+def test_a_chain_down_to_a_file():
+    file = Ingredient(role="initial-weights", file="resnet50.pth", digest=digest("d"))
+    weights = manifest("weights/sod-test", "c", file)
+    sal = manifest("sal/test", "b", key_of("weights", "weights/sod-test@1.0.0", "c"))
+    label = manifest("label/test", "a", key_of("sal", "sal/test@1.0.0", "b"))
+    tree = provenance_tree(label, finder(sal, weights))
+    assert [(node.role, node.name, node.digest) for node in tree.walk()] == [
+        ("pseudo labels", "label/test@1.0.0", digest("a")),
+        ("saliency maps", "sal/test@1.0.0", digest("b")),
+        ("weights", "weights/sod-test@1.0.0", digest("c")),
+        ("initial weights", "resnet50.pth", digest("d")),
+    ]
+    assert tree.target == "shapes"
+
+
+def test_facts():
+    tree = provenance_tree(manifest("sal/test", "a"), finder())
+    assert tree.facts["command"] == "python -m stages sod-test --data 'my set'"
+    assert tree.facts["trained on"] == "shapes (pixel masks)"
+    assert tree.facts["seed"] == "0"  # zero is a seed, not an absence
+    assert tree.facts["deterministic"] == "yes"
+    assert tree.facts["date"] == "2026-01-02T03:04:05+00:00"
+    assert "GPU" not in tree.facts  # not known, so not said
+    assert [(link.text, link.url) for link in tree.links] == [
+        ("paper", "https://example.org/paper")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        (UrlSource(url="https://example.org/a.zip"), "https://example.org/a.zip"),
+        (
+            HubSource(repo="someone/sal-test", commit="a" * 40),
+            f"https://huggingface.co/datasets/someone/sal-test/tree/{'a' * 40}",
+        ),
+    ],
+)
+def test_source_is_a_link(source, url):
+    tree = provenance_tree(manifest("sal/test", "a", source=source), finder())
+    assert tree.links[-1].url == url
+
+
+def test_a_manifest_that_is_not_at_hand_ends_the_branch():
+    label = manifest("label/test", "a", key_of("sal", "sal/test@1.0.0", "b"))
+    tree = provenance_tree(label, finder())
+    assert [(node.name, node.digest) for node in tree.made_from] == [
+        ("sal/test@1.0.0", digest("b"))
+    ]
+
+
+def test_another_digest_than_the_manifest_gives_is_said():
+    sal = manifest("sal/test", "e")
+    label = manifest("label/test", "a", key_of("sal", "sal/test@1.0.0", "b"))
+    (leaf,) = provenance_tree(label, finder(sal)).made_from
+    assert leaf.digest == digest("b")
+    assert digest("e") in leaf.facts["doubt"]
+
+
+@pytest.mark.parametrize("key", ["sal/test", "sal/test@2.0.0"])
+def test_a_version_that_is_not_there_ends_the_branch(key):
+    label = manifest("label/test", "a", key_of("sal", key, "b"))
+    (leaf,) = provenance_tree(label, finder(manifest("sal/test", "b"))).made_from
+    assert (leaf.name, leaf.facts) == (key, {})
+
+
+def test_maps_that_claim_to_be_made_of_themselves():
+    snake = manifest("sal/test", "a", *[key_of("sal", "sal/test@1.0.0", "a")] * 3)
+    nodes = list(provenance_tree(snake, finder(snake)).walk())
+    assert 10 < len(nodes) < 1000
+
+
+def test_unknown_version_of_the_root():
+    with pytest.raises(UsageError, match="no version"):
+        provenance_tree(
+            manifest("sal/test", "a"), finder(), version=Key.parse("sal/x@3.0.0").version
+        )

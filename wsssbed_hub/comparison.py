@@ -1,0 +1,313 @@
+"""Saliency maps compared on one activation map: what ``curve`` and ``report`` are about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from wsssbed_hub.curves import ThresholdCurve, threshold_curve
+from wsssbed_hub.digests import list_digest
+from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.evaluation import Foreground, score_saliency
+from wsssbed_hub.keys import Key
+from wsssbed_hub.labelling import resolve_threshold
+from wsssbed_hub.labels import pseudo_label
+from wsssbed_hub.manifest import Chosen, Manifest, Threshold
+from wsssbed_hub.reader import Maps
+from wsssbed_hub.registry import open_registry
+from wsssbed_hub.report import (
+    Node,
+    Report,
+    Row,
+    SaliencyScore,
+    SegmentationScore,
+    choose_images,
+    make_gallery,
+    provenance_tree,
+    row_of,
+    saliency_score,
+    segmentation_score,
+)
+from wsssbed_hub.report.gallery import Readable
+from wsssbed_hub.targets import open_target
+
+if TYPE_CHECKING:
+    from wsssbed_hub.manifest import Rule
+    from wsssbed_hub.registry import Registry
+    from wsssbed_hub.targets import Target
+
+Progress = Callable[[int, int], None]
+QUALITY = ("mae", "f", "s")  # what the report's table shows of a saliency map
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The activation maps with one saliency map (or with none), at every threshold.
+
+    ``published`` is None where nothing was published for the method, or only for labels that are
+    made the other way (with or without saliency).
+    """
+
+    sal: Maps | None
+    curve: ThresholdCurve
+    published: Threshold | None
+    quality: SaliencyScore | None
+
+    @property
+    def name(self) -> str:
+        return "no saliency" if self.sal is None else self.sal.key or self.sal.name
+
+    def row(self, compared: Comparison, segmentation: SegmentationScore | None = None) -> Row:
+        """This pair as a row of the report."""
+        cam = compared.cam
+        return row_of(
+            self.name,
+            self.curve,
+            compared.split,
+            activations=cam.key or cam.name,
+            fixed=self.published,
+            image_list=compared.image_list,
+            saliency=self.quality,
+            segmentation=segmentation,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One activation map with several saliency maps, measured on one split of a target."""
+
+    cam: Maps
+    pairs: list[Pair]
+    target: Target
+    split: str
+    images: int
+    image_list: str
+
+
+def compare(
+    cam: Maps,
+    sals: Sequence[Maps],
+    *,
+    target: str,
+    data_root: Path,
+    split: str,
+    rule: Rule = "paper",
+    sal_threshold: float = 0.2,
+    saliency_quality: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """The curve of ``cam`` with each of ``sals``, or without saliency if there are none.
+
+    ``saliency_quality`` also scores each saliency map against the objects of the ground truth.
+    ``progress(images, of)`` as it goes. Raises HubError for a dataset, images or maps that are
+    missing or do not fit, UsageError for the settings.
+    """
+    dataset = open_target(target, data_root)
+    truth = dataset.ground_truth(split)
+    count = len(truth.image_ids)
+    passes = max(1, len(sals)) + (len(sals) if saliency_quality else 0)
+    done = 0
+
+    def advance(images: int, of: int) -> None:
+        if progress is not None:
+            progress(done * count + images, passes * count)
+
+    pairs = []
+    for sal in sals or (None,):
+        curve = threshold_curve(
+            cam,
+            truth,
+            sal,
+            num_classes=dataset.num_classes,
+            sal_threshold=sal_threshold,
+            rule=rule,
+            progress=advance,
+        )
+        done += 1
+        quality = None
+        if sal is not None and saliency_quality:
+            measures = score_saliency(sal, Foreground(truth), measures=QUALITY, progress=advance)
+            quality = saliency_score(
+                measures, f"objects of {target} {split}", count, list_digest(truth.image_ids)
+            )
+            done += 1
+        pairs.append(Pair(sal, curve, _published(cam, saliency=sal is not None), quality))
+    return Comparison(cam, pairs, dataset, split, count, list_digest(truth.image_ids))
+
+
+def _published(cam: Maps, *, saliency: bool) -> Threshold | None:
+    try:
+        return resolve_threshold(cam.key, saliency=saliency)
+    except UsageError:  # nothing was published for labels of this kind
+        return None
+
+
+class _Network(NamedTuple):
+    """A trained segmentation network: what it was trained on, and its score."""
+
+    labels: Chosen | None
+    score: SegmentationScore
+
+    def is_of(self, pair: Pair) -> bool:
+        """Whether its labels were made from the saliency map of ``pair``, by content."""
+        made = self.labels.entry.provenance if self.labels else None
+        if made is None:
+            return False
+        digests = [item.digest for item in made.made_from if item.role == "sal"]
+        mine = [] if pair.sal is None else [pair.sal.content or pair.sal.digest()]
+        return digests == mine
+
+
+def make_report(
+    compared: Comparison,
+    segmentation: Sequence[str] = (),
+    *,
+    registry: Registry | str | None = None,
+    images: int = 8,
+) -> Report:
+    """The report of a comparison; ``segmentation`` are keys of trained networks in ``registry``.
+
+    A network belongs to the row of the saliency map that its labels were made from; one that was
+    trained on the ground truth gets a row of its own. ``images`` of the split make the gallery.
+    Raises UsageError for unknown keys, HubError for a network that belongs to no row.
+    """
+    place = open_registry(registry)
+    networks = [_network(place, key, compared) for key in segmentation]
+    rows = [
+        pair.row(compared, next((n.score for n in networks if n.is_of(pair)), None))
+        for pair in compared.pairs
+    ]
+    placed = [network for network in networks if any(network.is_of(p) for p in compared.pairs)]
+    for key, network in zip(segmentation, networks, strict=True):
+        if network.labels is None:
+            rows.append(
+                Row(
+                    name="ground truth",
+                    role="ground truth",
+                    activations=rows[0].activations,
+                    segmentation=network.score,
+                )
+            )
+        elif network not in placed:
+            raise HubError(
+                f"{key} was trained on labels of none of these saliency maps. Name the saliency "
+                "map with --sal too."
+            )
+    target = compared.target
+    chosen = choose_images(target, target.image_ids(compared.split), images) if images else []
+    names = [
+        compared.cam.key,
+        *(pair.sal.key for pair in compared.pairs if pair.sal),
+        *segmentation,
+    ]
+    return Report(
+        title=f"Saliency maps compared on {target.name}",
+        target=target.name,
+        classes=list(target.classes),
+        settings=_settings(compared, networks),
+        made_by=f"wsssbed-hub {version('wsssbed-hub')}",
+        rows=rows,
+        gallery=make_gallery(target, _columns(compared), chosen) if chosen else None,
+        provenance=[_tree(place, name, target.name) for name in names if name is not None],
+    )
+
+
+def _settings(compared: Comparison, networks: Sequence[_Network]) -> dict[str, str]:
+    """What was run, in words."""
+    first, split = compared.pairs[0], f"{compared.target.name} {compared.split}"
+    saliency = first.curve.sal_threshold
+    seeds = sorted({seed for network in networks for seed in network.score.seeds})
+    tau = "none" if first.published is None else f"{first.published.tau:g}"
+    said = {
+        "activation maps": compared.cam.key or compared.cam.name,
+        "saliency maps": ", ".join(pair.name for pair in compared.pairs),
+        "labels measured on": f"{split}, {compared.images:,} images",
+        "published tau": tau,
+        "best tau": f"read off {split}",
+        "salient": "not used" if saliency is None else f"saliency > {saliency:g}",
+        "rule": first.curve.rule,
+    }
+    return said | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
+
+
+def _network(place: Registry, text: str, compared: Comparison) -> _Network:
+    key = Key.parse(text)
+    if key.kind != "weights":
+        raise UsageError(f"{text} does not name a trained network. Their keys begin with weights/.")
+    manifest = place.find(key)
+    chosen = manifest.choose(compared.target.name, key.version)
+    means = [result for result in chosen.entry.results if result.metric == "mIoU"]
+    if not means:
+        raise HubError(f"{text}: its manifest states no mIoU.")
+    score = segmentation_score(means[0], manifest.method.name, _per_class(chosen, compared))
+    return _Network(_labels_of(place, chosen), score)
+
+
+def _per_class(chosen: Chosen, compared: Comparison) -> list[float | None]:
+    """IoU of each class, background first, as the manifest's results state them."""
+    stated = {result.metric: result.value for result in chosen.entry.results}
+    names = ("background", *compared.target.classes)
+    values = [stated.get(f"IoU {name}") for name in names]
+    return values if any(value is not None for value in values) else []
+
+
+def _labels_of(place: Registry, chosen: Chosen) -> Chosen | None:
+    """The labels that a network was trained on; None for the ground truth."""
+    made = chosen.entry.provenance
+    for item in made.made_from if made else ():
+        if item.role == "label" and item.key is not None:
+            key = Key.parse(item.key)
+            return place.find(key).choose(chosen.target, key.version)
+    return None
+
+
+def _tree(place: Registry, name: str, target: str) -> Node:
+    key = Key.parse(name)
+
+    def find(wanted: Key) -> Manifest | None:
+        try:
+            return place.find(wanted)
+        except UsageError:
+            return None
+
+    return provenance_tree(place.find(key), find, target=target, version=key.version)
+
+
+def _columns(compared: Comparison) -> list[tuple[str, Readable]]:
+    columns: list[tuple[str, Readable]] = [
+        (pair.name, pair.sal) for pair in compared.pairs if pair.sal is not None
+    ]
+    columns.append((compared.cam.key or compared.cam.name, compared.cam))
+    for pair in compared.pairs:
+        tau = pair.published.tau if pair.published else pair.curve.best_tau()
+        columns.append((f"labels, {pair.name}, tau {tau:.3g}", _Labelled(compared.cam, pair, tau)))
+    columns.append(("ground truth", compared.target.ground_truth(compared.split)))
+    return columns
+
+
+class _Labelled:
+    """The pseudo labels of a pair, made when they are looked at."""
+
+    kind = "label"
+
+    def __init__(self, cam: Maps, pair: Pair, tau: float) -> None:
+        self._cam, self._pair, self._tau = cam, pair, tau
+        self.image_ids = cam.image_ids
+
+    def read(self, image_id: str) -> np.ndarray:
+        """uint8[H, W], 0 background, c + 1 class c, 255 ignored."""
+        activations, class_ids = self._cam.read(image_id)
+        sal, curve = self._pair.sal, self._pair.curve
+        return pseudo_label(
+            activations,
+            class_ids,
+            None if sal is None else np.asarray(sal.read(image_id)),
+            self._tau,
+            sal_threshold=0.2 if curve.sal_threshold is None else curve.sal_threshold,
+            rule=curve.rule,
+        )

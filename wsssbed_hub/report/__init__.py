@@ -1,0 +1,47 @@
+"""Reports: what was measured, as a page, as text, as curves, as data.
+
+``Report`` (``data``) holds everything; ``row_of``, ``saliency_score``, ``segmentation_score``,
+``make_gallery`` and ``provenance_tree`` fill it; ``write_html``, ``terminal_table``, ``markdown``,
+``curves_png`` and ``Report.dump`` show it.
+"""
+
+from wsssbed_hub.report.build import label_score, row_of, saliency_score, segmentation_score
+from wsssbed_hub.report.data import (
+    Basis,
+    LabelScore,
+    Node,
+    Report,
+    Row,
+    SaliencyScore,
+    SegmentationScore,
+)
+from wsssbed_hub.report.finding import find
+from wsssbed_hub.report.gallery import choose_images, make_gallery, thumbnail_gallery
+from wsssbed_hub.report.html import render_html, write_html
+from wsssbed_hub.report.plots import curves_png
+from wsssbed_hub.report.provenance import provenance_tree
+from wsssbed_hub.report.text import markdown, terminal_table
+
+__all__ = [
+    "Basis",
+    "LabelScore",
+    "Node",
+    "Report",
+    "Row",
+    "SaliencyScore",
+    "SegmentationScore",
+    "choose_images",
+    "curves_png",
+    "find",
+    "label_score",
+    "make_gallery",
+    "markdown",
+    "provenance_tree",
+    "render_html",
+    "row_of",
+    "saliency_score",
+    "segmentation_score",
+    "terminal_table",
+    "thumbnail_gallery",
+    "write_html",
+]

@@ -1,0 +1,24 @@
+"""Where the images and labels are: targets, SOD datasets, and the synthetic ``shapes``."""
+
+from wsssbed_hub.targets.base import Finding, Source, Target, TargetSpec
+from wsssbed_hub.targets.checks import Report, check, is_there
+from wsssbed_hub.targets.registry import SOD_DATASETS, TARGETS, open_sod_dataset, open_target
+from wsssbed_hub.targets.shapes import make_shapes
+from wsssbed_hub.targets.sod import SodDataset, SodSpec
+
+__all__ = [
+    "SOD_DATASETS",
+    "TARGETS",
+    "Finding",
+    "Report",
+    "SodDataset",
+    "SodSpec",
+    "Source",
+    "Target",
+    "TargetSpec",
+    "check",
+    "is_there",
+    "make_shapes",
+    "open_sod_dataset",
+    "open_target",
+]

@@ -1,0 +1,5 @@
+"""``shapes``: a synthetic dataset, drawn from a seed, in the layouts of VOC and DUTS."""
+
+from wsssbed_hub.targets.shapes.write import make_shapes
+
+__all__ = ["make_shapes"]
