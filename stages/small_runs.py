@@ -10,13 +10,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from stages.runtime.catalogue import Stage, all_stages
+from wsssbed_hub.containers import Job, default_image, engine_command
+from wsssbed_hub.engines import caller, need_image
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.keyfolder import MANIFEST, read_manifest
 from wsssbed_hub.manifest import Entry
+from wsssbed_hub.mounts import place
 
+REPOSITORY = os.environ.get("WSSSBED_IMAGES", "wsssbed")
 ORDER = ("sod", "cam", "pseudo", "seg")  # what is made before it can be used; others come last
 STEPS, LIMIT, BATCH = 3, 6, 2
 NEEDS = {"cam": ("sal",), "pseudo": ("sal", "cam"), "seg": ("label",)}
@@ -97,6 +102,61 @@ def outside(data_root: Path, *, threads: int | None = None) -> Callable[[SmallRu
         check(run.stage, command, os.environ | number)
 
     return execute
+
+
+def contained(
+    engine: str,
+    data_root: Path,
+    cache: Path,
+    *,
+    user: tuple[int, int] | None = None,
+    gpus: tuple[str, ...] = (),
+) -> Callable[[SmallRun, Path], None]:
+    """Runs a stage in its image, without a network, by default as the caller.
+
+    ``user`` is for checks that run as root: what is written then belongs to that user.
+    """
+
+    def execute(run: SmallRun, out: Path) -> None:
+        command = engine_command(
+            engine, container_job(engine, run, data_root, out, cache, user=user, gpus=gpus)
+        )
+        check(run.stage, command)
+
+    return execute
+
+
+def container_job(
+    engine: str,
+    run: SmallRun,
+    data_root: Path,
+    out: Path,
+    cache: Path,
+    *,
+    user: tuple[int, int] | None = None,
+    gpus: tuple[str, ...] = (),
+) -> Job:
+    """What ``contained`` runs. Raises HubError if the stage has no image here."""
+
+    def no_keys(key: str, target: str) -> Path:
+        raise UsageError(f"{key}: small runs are made from folders.")
+
+    image = need_image(engine, default_image(run.stage, REPOSITORY, version("wsssbed-hub")))
+    placed = place(run.arguments, data_root=data_root, out=out, cache=cache, fetch=no_keys)
+    for folder in placed.folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        if user is not None:
+            os.chown(folder, *user)
+    return Job(
+        stage=run.stage,
+        image=image.reference,
+        digest=image.digest,
+        arguments=placed.arguments,
+        mounts=placed.mounts,
+        user=user or caller(engine),
+        gpus=gpus,
+        offline=True,
+    )
 
 
 def check(what: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:

@@ -375,6 +375,11 @@ def test_other_places_are_not_read_yet(url: str) -> None:
         open_registry(url)
 
 
+def test_a_folder_of_another_machine() -> None:
+    with pytest.raises(UsageError, match="as file:///path"):
+        open_registry("file://server/share")
+
+
 def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"There is no registry at .*missing"):
         open_registry(tmp_path / "missing")

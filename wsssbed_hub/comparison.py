@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -151,6 +151,8 @@ class _Network(NamedTuple):
     """A trained segmentation network: what it was trained on, and its score."""
 
     labels: Chosen | None
+    """None where their manifest is not at hand."""
+    on_truth: bool
     score: SegmentationScore
 
     def is_of(self, pair: Pair) -> bool:
@@ -176,45 +178,47 @@ def make_report(
     trained on the ground truth gets a row of its own. ``images`` of the split make the gallery.
     Raises UsageError for unknown keys, HubError for a network that belongs to no row.
     """
-    place = open_registry(registry)
-    networks = [_network(place, key, compared) for key in segmentation]
-    rows = [
-        pair.row(compared, next((n.score for n in networks if n.is_of(pair)), None))
-        for pair in compared.pairs
-    ]
-    placed = [network for network in networks if any(network.is_of(p) for p in compared.pairs)]
-    for key, network in zip(segmentation, networks, strict=True):
-        if network.labels is None:
-            rows.append(
-                Row(
-                    name="ground truth",
-                    role="ground truth",
-                    activations=rows[0].activations,
-                    segmentation=network.score,
-                )
-            )
-        elif network not in placed:
-            raise HubError(
-                f"{key} was trained on labels of none of these saliency maps. Name the saliency "
-                "map with --sal too."
-            )
+    maps = [compared.cam, *(pair.sal for pair in compared.pairs if pair.sal is not None)]
+    names = [*(one.key for one in maps if one.key is not None), *segmentation]
+    # Maps in folders of one's own have no key, and then no registry is needed.
+    place = open_registry(registry) if names else None
+    networks = {key: _network(place, key, compared) for key in segmentation if place}
     target = compared.target
     chosen = choose_images(target, target.image_ids(compared.split), images) if images else []
-    names = [
-        compared.cam.key,
-        *(pair.sal.key for pair in compared.pairs if pair.sal),
-        *segmentation,
-    ]
     return Report(
         title=f"Saliency maps compared on {target.name}",
         target=target.name,
         classes=list(target.classes),
-        settings=_settings(compared, networks),
+        settings=_settings(compared, list(networks.values())),
         made_by=f"wsssbed-hub {version('wsssbed-hub')}",
-        rows=rows,
+        rows=_rows(compared, networks),
         gallery=make_gallery(target, _columns(compared), chosen) if chosen else None,
-        provenance=[_tree(place, name, target.name) for name in names if name is not None],
+        provenance=_trees(place, names, target.name) if place else [],
     )
+
+
+def _rows(compared: Comparison, networks: Mapping[str, _Network]) -> list[Row]:
+    """One row for each saliency map, and one for a network that learnt from the ground truth."""
+    left = dict(networks)
+    rows = []
+    for pair in compared.pairs:
+        own = next((key for key, network in left.items() if network.is_of(pair)), None)
+        rows.append(pair.row(compared, None if own is None else left.pop(own).score))
+    for key, network in left.items():
+        if not network.on_truth:
+            raise HubError(
+                f"{key} was trained on labels of none of these saliency maps, or is the second of "
+                "one. Name the saliency map with --sal, and one network for each."
+            )
+        rows.append(
+            Row(
+                name="ground truth",
+                role="ground truth",
+                activations=rows[0].activations,
+                segmentation=network.score,
+            )
+        )
+    return rows
 
 
 def _settings(compared: Comparison, networks: Sequence[_Network]) -> dict[str, str]:
@@ -245,7 +249,8 @@ def _network(place: Registry, text: str, compared: Comparison) -> _Network:
     if not means:
         raise HubError(f"{text}: its manifest states no mIoU.")
     score = segmentation_score(means[0], manifest.method.name, _per_class(chosen, compared))
-    return _Network(_labels_of(place, chosen), score)
+    on_truth = any(item.supervision == "pixel masks" for item in manifest.trained_on)
+    return _Network(_labels_of(place, chosen), on_truth, score)
 
 
 def _per_class(chosen: Chosen, compared: Comparison) -> list[float | None]:
@@ -257,7 +262,7 @@ def _per_class(chosen: Chosen, compared: Comparison) -> list[float | None]:
 
 
 def _labels_of(place: Registry, chosen: Chosen) -> Chosen | None:
-    """The labels that a network was trained on; None for the ground truth."""
+    """The published labels that a network was trained on; None if it was something else."""
     made = chosen.entry.provenance
     for item in made.made_from if made else ():
         if item.role == "label" and item.key is not None:
@@ -266,16 +271,21 @@ def _labels_of(place: Registry, chosen: Chosen) -> Chosen | None:
     return None
 
 
-def _tree(place: Registry, name: str, target: str) -> Node:
-    key = Key.parse(name)
+def _trees(place: Registry, names: Sequence[str], target: str) -> list[Node]:
+    """What was made from what, of those artifacts whose manifests are in the registry."""
 
-    def find(wanted: Key) -> Manifest | None:
+    def find(key: Key) -> Manifest | None:
         try:
-            return place.find(wanted)
+            return place.find(key)
         except UsageError:
             return None
 
-    return provenance_tree(place.find(key), find, target=target, version=key.version)
+    keys = [(Key.parse(name), find(Key.parse(name))) for name in names]
+    return [
+        provenance_tree(manifest, find, target=target, version=key.version)
+        for key, manifest in keys
+        if manifest is not None
+    ]
 
 
 def _columns(compared: Comparison) -> list[tuple[str, Readable]]:

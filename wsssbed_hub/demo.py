@@ -70,23 +70,23 @@ def steps(folder: Path, scale: Scale, seed: int) -> Iterator[Step]:
     rooted = ("--data-root", str(data))
 
     def stage(title: str, name: str, *words: str) -> Step:
-        common = ("--target", TARGET, "--recipe", "shapes", *rooted, "--out", str(out))
-        return Step(
-            title,
-            "stage",
-            (name, *words, *common, "--seed", str(seed), *scale.stages.get(name, ())),
-        )
+        common = ("--target", TARGET, *rooted, "--out", str(out))
+        trained = ("--recipe", "shapes", "--seed", str(seed)) if name != "pseudo" else ()
+        return Step(title, "stage", (name, *words, *common, *trained, *scale.stages.get(name, ())))
 
     def hub(title: str, *words: str) -> Step:
         return Step(title, "hub", words)
 
+    def publish(*keys: str) -> Iterator[Step]:
+        for key in keys:
+            words = ("push", str(out / key), "--registry", str(registry))
+            yield hub(f"publish {key}", *words)
+
     def share(*keys: str) -> Iterator[Step]:
-        there = ("--registry", str(registry))
+        yield from publish(*keys)
         for key in keys:
-            yield hub(f"publish {key}", "push", str(out / key), *there)
-        for key in keys:
-            words = ("pull", key, "--target", TARGET, "--to", str(pulled / key), *there)
-            yield hub(f"pull {key}, verified", *words)
+            words = ("pull", key, "--target", TARGET, "--to", str(pulled / key))
+            yield hub(f"pull {key}, verified", *words, "--registry", str(registry))
 
     sals = [f"sal/poolnet-{name}" for name in SOD_DATASETS]
     labels = [f"label/cam-poolnet-{name}" for name in SOD_DATASETS]
@@ -105,10 +105,9 @@ def steps(folder: Path, scale: Scale, seed: int) -> Iterator[Step]:
         title = f"train DeepLab-V2 on {Path(name).name}, score it on val"
         yield stage(title, "seg-deeplabv2", "--labels", name)
     networks = [
-        f"weights/seg-deeplabv2-{name.removeprefix('label/')}"
-        for name in (*labels, f"{GROUND_TRUTH}-{TARGET}")
+        f"weights/seg-deeplabv2-{name.removeprefix('label/')}" for name in (*labels, GROUND_TRUTH)
     ]
-    yield from share(*networks)
+    yield from publish(*networks)
     options = [word for key in sals for word in ("--sal", key)]
     options += [word for key in networks for word in ("--segmentation", key)]
     yield hub(

@@ -74,6 +74,8 @@ def open_registry(where: Registry | str | Path | None = None, *, create: bool = 
         raise UsageError(
             f"{text}: a registry is a folder or a file:// URL; {scheme}:// is not read."
         )
+    if separator and urlsplit(text).netloc not in ("", "localhost"):
+        raise UsageError(f"{text}: write a folder of this machine as file:///path.")
     root = Path(unquote(urlsplit(text).path) if separator else text)
     if where is not None and not create and not root.is_dir():
         raise UsageError(f"There is no registry at {root}. `wsssbed-hub push` makes one.")

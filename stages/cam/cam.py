@@ -42,6 +42,7 @@ class Recipe:
 
     initial: str = "ilsvrc-cls_rna-a1_cls1000_ep-0001"  # ResNet-38, for the backbone
     freeze_early: bool = True  # the first convolution and stage 2
+    frozen_norm: bool = True  # batch norm keeps its statistics, scale and shift
     width: int = 64  # channels of the first convolution; all others follow
     blocks: tuple[int, ...] = (3, 3, 6, 3)
     dropout: tuple[float, float, float] = (0.3, 0.5, 0.5)  # stages 6 and 7, before the pooling
@@ -64,10 +65,13 @@ RECIPES = {
     "shapes": Recipe(
         initial="none",
         freeze_early=False,
+        frozen_norm=False,
         width=8,
         blocks=(1, 1, 1, 1),
+        dropout=(0.0, 0.0, 0.0),
         steps=300,
-        learning_rate=0.01,
+        learning_rate=0.03,
+        classifier_factor=1.0,
         momentum=0.9,
         long_side=(96, 144),
         crop=112,
@@ -154,7 +158,8 @@ class Method(CamMethod):
         recipe = self.recipe
         network = Classifier(self.num_classes, recipe.width, recipe.blocks, recipe.dropout)
         calibrate_batchnorm(network.backbone, deviation=1.0)
-        freeze_batchnorm(network)
+        if recipe.frozen_norm:
+            freeze_batchnorm(network)
         if recipe.freeze_early:
             network.backbone.freeze_early()
         return network

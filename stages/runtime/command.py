@@ -31,7 +31,7 @@ def run_stage(stage: Stage, arguments: list[str]) -> int:
         )
     app = command(
         family.Options,
-        lambda options: guarded(lambda: work(options)),
+        lambda options: guarded(lambda: work(options())),
         name=stage.name,
         title=f"{stage.title}.",
         epilog=epilog,

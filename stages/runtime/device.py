@@ -62,6 +62,8 @@ def check_amp(amp: str, device: torch.device) -> None:
 def compute_exactly(strict: bool) -> None:
     """The same numbers every time on one machine, and float32 where float32 is asked for.
 
+    On the CPU the order of sums also depends on the number of threads (``OMP_NUM_THREADS``).
+
     TF32, which rounds the factors of products to 10 bits, is off, and cuDNN does not choose
     algorithms by their speed of the moment. Where an operation has only an implementation that
     is not deterministic, ``strict`` makes it an error; else it is used.

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
+from wsssbed_hub.keys import Version
+
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
 
 OptionsType = TypeVar("OptionsType", bound="OutputOptions")
@@ -17,7 +19,10 @@ OptionsType = TypeVar("OptionsType", bound="OutputOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What every stage needs to know: over which images, from where, to where."""
+    """What every stage needs to know: over which images, from where, to where.
+
+    Raises UsageError for a version that is none.
+    """
 
     target: Annotated[str, typer.Option(help="Dataset whose images the artifact is for.")] = "voc12"
     data_root: Annotated[
@@ -37,6 +42,9 @@ class OutputOptions:
             "--fresh/--resume", help="Discard what an earlier run left, or go on from it."
         ),
     ] = False
+
+    def __post_init__(self) -> None:
+        Version.parse(self.version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +108,7 @@ class TrainOptions(OutputOptions):
 
 def command(
     options: type[OptionsType],
-    run: Callable[[OptionsType], int],
+    run: Callable[[Callable[[], OptionsType]], int],
     *,
     name: str,
     title: str,
@@ -108,11 +116,11 @@ def command(
 ) -> typer.Typer:
     """A command line whose options are the fields of a dataclass, own fields before inherited.
 
-    ``run`` gets an instance and returns the exit code.
+    ``run`` gets a function that makes an instance and returns the exit code.
     """
 
     def invoke(**values: Any) -> None:
-        raise typer.Exit(run(options(**values)))
+        raise typer.Exit(run(lambda: options(**values)))
 
     hints = get_type_hints(options, include_extras=True)
     own = inspect.get_annotations(options)

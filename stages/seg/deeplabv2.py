@@ -49,6 +49,7 @@ class Recipe:
     width: int = 64  # channels of the stem; all others follow
     blocks: tuple[int, ...] = (3, 4, 23, 3)
     rates: tuple[int, ...] = (6, 12, 18, 24)  # dilations of the atrous pyramid
+    frozen_norm: bool = True  # batch norm keeps its statistics, scale and shift
     extra_scales: tuple[float, ...] = (0.5, 0.75)
     steps: int = 20_000
     batch_size: int = 10
@@ -72,6 +73,7 @@ RECIPES = {
         width=16,
         blocks=(1, 1, 1, 1),
         rates=(1, 2, 3, 4),
+        frozen_norm=False,
         steps=200,
         batch_size=8,
         accumulate=1,
@@ -230,7 +232,8 @@ class Method(SegMethod):
             self.num_classes + 1, recipe.width, recipe.blocks, recipe.rates, recipe.extra_scales
         )
         calibrate_batchnorm(network.backbone, PIXEL_DEVIATION)
-        freeze_batchnorm(network)
+        if recipe.frozen_norm:
+            freeze_batchnorm(network)
         return network
 
     def load_initial(self, network: DeepLabV2, state: Mapping[str, Tensor]) -> None:

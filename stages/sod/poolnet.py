@@ -253,7 +253,7 @@ class Method(SodMethod):
         recipe = self.recipe
         pairs = Pairs(data, recipe.flip)
         steps = recipe.steps or recipe.epochs * len(pairs) // recipe.batch_size
-        first = steps * recipe.decay_epoch // recipe.epochs
+        first = min(steps, steps * recipe.decay_epoch // recipe.epochs)
 
         def loss(batches: dict[str, dict], step: int) -> dict[str, Tensor]:
             batch = batches["pairs"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from conformance import conformance
 from torch import Tensor, nn
@@ -12,26 +13,31 @@ from torch import Tensor, nn
 
 def checkpoint(case: str) -> dict[str, Tensor]:
     """The checkpoint that the reference ran with, under the authors' names."""
-    return {key: torch.from_numpy(array) for key, array in tensors(case)}
+    state = conformance.checkpoint(case)
+    return {key: torch.from_numpy(np.asarray(array)) for key, array in state.items()}
 
 
-def tensors(case: str) -> Iterator[tuple[str, object]]:
-    for key, array in conformance.checkpoint(case).items():
-        yield key, array.reshape(array.shape) if array.shape else array[()].reshape(())
+def error(actual: Tensor, expected: np.ndarray) -> float:
+    """Relative error; infinite for another shape."""
+    return conformance.compare(actual.detach().numpy(), expected)
 
 
 @contextmanager
 def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Collects what each of the named modules gives out, the last time it is called."""
     found: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(
-            lambda _, __, output, name=name: found.__setitem__(name, output)
-        )
-        for name, module in modules.items()
-    ]
+
+    def keep(name: str) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = output
+
+        hooks.append(modules[name].register_forward_hook(hook))
+
+    hooks: list[torch.utils.hooks.RemovableHandle] = []
+    for name in modules:
+        keep(name)
     try:
         yield found
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()

@@ -146,14 +146,20 @@ def push(
 
 def verify(
     what: Annotated[str, typer.Argument(help="KEY[@VERSION], or a folder with a manifest.yaml.")],
+    target: Target = None,
     registry: Registry = None,
 ) -> None:
     """Read everything again and compare it with the manifest: bytes, counts, decoded pixels."""
     from wsssbed_hub.registry import verify as check
 
     with progress_bar(f"verify {what}") as progress:
-        for line in check(what, registry=registry, progress=progress):
-            typer.echo(f"ok  {line}")
+        verified = check(what, target, registry=registry, progress=progress)
+    for one in verified:
+        images = f"{one.images:,} images, " if one.images else ""
+        typer.echo(
+            f"ok  {one.key} over {one.target}: {images}{one.files} files, {human(one.size)}, "
+            f"content {one.content}"
+        )
 
 
 def register(app: typer.Typer) -> None:

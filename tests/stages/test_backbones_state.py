@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stages.backbones.state import load_strictly, rename
+from wsssbed_hub.errors import HubError
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {
+        key: torch.randn(value.shape) if value.is_floating_point() else value + 7
+        for key, value in network().state_dict().items()
+    }
+
+
+def test_every_entry_is_loaded() -> None:
+    loaded, wanted = network(), state()
+    load_strictly(loaded, wanted, "it")
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, wanted[key], rtol=0, atol=0)
+
+
+def test_counters_may_be_missing() -> None:
+    wanted = state()
+    del wanted["1.num_batches_tracked"]
+    loaded = network()
+    load_strictly(loaded, wanted, "it")
+    torch.testing.assert_close(loaded[1].running_mean, wanted["1.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"0.gain": torch.ones(3)}, "1 unknown: 0.gain."),
+        ({"0.bias": None}, "1 missing: 0.bias."),
+        (
+            {"0.weight": torch.ones(4, 1, 1, 1)},
+            r"0.weight \(4, 1, 1, 1\) instead of \(4, 3, 1, 1\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(
+    change: dict[str, Tensor | None], said: str
+) -> None:
+    wrong = {key: value for key, value in (state() | change).items() if value is not None}
+    untouched = network()
+    before = {key: value.clone() for key, value in untouched.state_dict().items()}
+    with pytest.raises(HubError, match=rf"resnet\.pth does not fit.*{said}"):
+        load_strictly(untouched, wrong, "resnet.pth")
+    for key, value in untouched.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_a_message_stays_short() -> None:
+    many = {f"layer{n}": torch.ones(1) for n in range(300)}
+    with pytest.raises(HubError, match=r"300 unknown: .* and 295 more") as trouble:
+        load_strictly(network(), many, "it")
+    assert len(str(trouble.value)) < 500
+
+
+def test_names_are_mapped_by_all_rules_in_order_without_the_wrapper() -> None:
+    names = rename(
+        {"module.b2_1.conv": torch.ones(1)},
+        ((r"^b(\d)_(\d)\.", r"stage\1.\2."), (r"(\d)\.conv", lambda at: f"{int(at[1]) + 1}.conv1")),
+    )
+    assert list(names) == ["stage2.2.conv1"]
+
+
+def test_two_names_must_not_become_one() -> None:
+    twice = {"module.weight": torch.ones(1), "weight": torch.ones(1)}
+    with pytest.raises(HubError, match="'weight' twice"):
+        rename(twice, ())

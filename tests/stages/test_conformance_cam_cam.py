@@ -1,0 +1,87 @@
+"""CAM on ResNet-38 against the outputs of the published code (case cam-cam).
+
+The tolerance is the case's: 1e-4 relative.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conformance import conformance
+from references import checkpoint, error, outputs_of
+from torch import Tensor
+
+from stages.cam.cam import RECIPES, Classifier, Method, classification_loss
+
+INPUTS, OUTPUTS = conformance.load("cam-cam")
+
+
+@pytest.fixture(scope="module")
+def network() -> Classifier:
+    network = Method(RECIPES["published"], Path(), 20).build()
+    network.load_published(checkpoint("cam-cam"))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def run(network: Classifier) -> dict[str, Tensor]:
+    """Everything of one forward pass, under the names of the case."""
+    backbone = network.backbone
+    modules = {
+        "mean.b2_2": backbone.stage2,
+        "mean.b3_2": backbone.stage3,
+        "mean.b4_5": backbone.stage4,
+        "mean.b5_2": backbone.stage5[2],
+        "shortcut": backbone.stage6[0].shortcut,
+        "branch": backbone.stage6[0].conv3,
+        "mean.b7": backbone.stage7,
+        "features": backbone,
+    }
+    image = torch.from_numpy(INPUTS["image"])
+    with torch.inference_mode(), outputs_of(modules) as found:
+        logits = network(image)
+        maps = network.maps(image)
+    features = found["features"]
+    found["mean.b6"] = found["shortcut"] + found["branch"]
+    means = {name: value.mean((2, 3)) for name, value in found.items() if "mean." in name}
+    return {
+        **means,
+        "conv4": features.conv4,
+        "conv5_mean": features.conv5.mean((2, 3)),
+        "conv6_mean": features.conv6.mean((2, 3)),
+        "logits": logits,
+        "cam": maps,
+        "loss_cls": classification_loss(logits, torch.from_numpy(INPUTS["label"])),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(OUTPUTS))
+def test_features_logits_maps_and_loss(run: dict[str, Tensor], name: str) -> None:
+    assert error(run[name], OUTPUTS[name]) < 1e-4
+
+
+def test_parameters_and_what_of_them_is_frozen(network: Classifier) -> None:
+    assert sum(p.numel() for p in network.parameters()) == 105_152_832
+    assert sum(p.numel() for p in network.parameters() if not p.requires_grad) == 868_672
+
+
+def test_the_published_training() -> None:
+    network = Classifier(20, width=1, blocks=(1, 1, 1, 1))
+    data = SimpleNamespace(image_ids=range(10_582))
+    method = Method(RECIPES["published"], Path(), 20)
+    (phase,) = method.phases(network, data)  # type: ignore[arg-type]
+    optimizer = phase.optimizer()
+    backbone, classifier = optimizer.param_groups  # type: ignore[union-attr]
+    assert (backbone["lr"], classifier["lr"]) == (0.01, pytest.approx(0.1))
+    assert classifier["params"] == [network.classifier.weight]
+    for group in (backbone, classifier):
+        assert (group["momentum"], group["weight_decay"]) == (0.0005, 5e-4)
+        assert not group["nesterov"]
+    assert phase.steps == 20_000
+    assert phase.schedule(0) == 1
+    assert phase.schedule(5_000) == pytest.approx(0.75**0.9)
+    source = phase.sources["views"]  # type: ignore[index]
+    assert (source.batch_size, source.shuffle, source.drop_last) == (8, True, True)

@@ -1,0 +1,129 @@
+"""DeepLab-V2 against the outputs of the published code (case seg-deeplabv2).
+
+The tolerance is the case's: 1e-4 relative.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conformance import conformance
+from references import checkpoint, error, outputs_of
+from torch import Tensor, nn
+
+from stages.runtime.images import caffe_bgr
+from stages.seg.deeplabv2 import (
+    MEAN_BGR,
+    RECIPES,
+    DeepLabV2,
+    Logits,
+    Method,
+    scale_losses,
+    shrink_label,
+)
+
+INPUTS, OUTPUTS = conformance.load("seg-deeplabv2")
+MAPS = ("1x", "0.5x", "0.75x", "max")
+
+
+def rgb(name: str) -> np.ndarray:
+    """The case holds B, G, R planes; methods take uint8[H, W, 3] RGB."""
+    return np.ascontiguousarray(INPUTS[name][::-1].transpose(1, 2, 0))
+
+
+@pytest.fixture(scope="module")
+def network() -> DeepLabV2:
+    network = Method(RECIPES["published"], Path(), 20).build()
+    network.load_published(checkpoint("seg-deeplabv2"))
+    return network
+
+
+@pytest.fixture(scope="module")
+def wide(network: DeepLabV2) -> dict[str, Tensor]:
+    """Everything of the network in eval mode."""
+    backbone = network.eval().backbone
+    modules: dict[str, nn.Module] = {
+        "stem": backbone.pool,
+        "stage2": backbone.layer2,
+        "stage4": backbone.layer4,
+    }
+    image = torch.from_numpy(caffe_bgr(rgb("bgr_wide"), MEAN_BGR))[None]
+    with torch.inference_mode():
+        with outputs_of(modules) as found:
+            base = network.single(image)
+        return {
+            "wide_layer1_mean_c": found["stem"].mean((2, 3)),
+            "wide_layer3_first8": found["stage2"][:, :8],
+            "wide_layer5_first8": found["stage4"][:, :8],
+            "wide_base_logits": base,
+            "wide_msc_logits": network(image),
+        }
+
+
+@pytest.fixture(scope="module")
+def square(network: DeepLabV2) -> Logits:
+    """What the network gives in training; its batch norm is frozen."""
+    network.train()
+    image = torch.from_numpy(caffe_bgr(rgb("bgr_square"), MEAN_BGR))[None]
+    with torch.inference_mode():
+        return network.all_scales(image)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in OUTPUTS if name.startswith("wide_")))
+def test_features_and_logits(wide: dict[str, Tensor], name: str) -> None:
+    assert error(wide[name], OUTPUTS[name]) < 1e-4
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(MAPS)))
+def test_the_logits_in_training(square: Logits, number: int, name: str) -> None:
+    assert error([*square.scales, square.fused][number], OUTPUTS[f"square_logits_{name}"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_labels_are_brought_to_the_size_of_the_logits(name: str) -> None:
+    expected = OUTPUTS[f"square_label_{name}"]
+    label = shrink_label(torch.from_numpy(INPUTS["label_square"])[None], expected.shape)
+    np.testing.assert_array_equal(label[0].numpy(), expected)
+
+
+def test_the_four_losses(square: Logits) -> None:
+    losses = scale_losses(square, torch.from_numpy(INPUTS["label_square"])[None])
+    assert error(torch.stack(losses), OUTPUTS["square_losses"]) < 1e-4
+    assert sum(losses).item() == pytest.approx(float(OUTPUTS["square_loss_total"]), rel=1e-4)
+
+
+def test_the_class_of_every_pixel(network: DeepLabV2) -> None:
+    method = Method(RECIPES["published"], Path(), 20)
+    with torch.inference_mode():
+        logits = method.logits(network.eval(), rgb("bgr_square"))
+    assert logits.shape == (21, 225, 225)
+    different = logits.argmax(0).numpy() != OUTPUTS["square_argmax_full"]
+    assert different.sum() <= 5  # the case: a handful, where two classes are nearly equal
+
+
+def test_the_published_training(network: DeepLabV2) -> None:
+    method = Method(RECIPES["published"], Path(), 20)
+    (phase,) = method.phases(network, SimpleNamespace(image_ids=range(10_582)))  # type: ignore[arg-type]
+    backbone, weights, biases = phase.optimizer().param_groups  # type: ignore[union-attr]
+    assert [(len(g["params"]), sum(p.numel() for p in g["params"]), g["lr"], g["weight_decay"])
+            for g in (backbone, weights, biases)] == [
+        (104, 42_394_816, pytest.approx(2.5e-4), 5e-4),
+        (4, 1_548_288, pytest.approx(2.5e-3), 5e-4),
+        (4, 84, pytest.approx(5e-3), 0),
+    ]  # fmt: skip
+    trained = {id(p) for group in (backbone, weights, biases) for p in group["params"]}
+    assert all(p.requires_grad == (id(p) in trained) for p in network.parameters())
+    assert backbone["momentum"] == 0.9
+    assert phase.steps == 20_000
+    assert (phase.sources["crops"].batch_size, phase.accumulate) == (10, 2)  # type: ignore[index]
+
+
+def test_the_rate_is_written_every_ten_steps(network: DeepLabV2) -> None:
+    method = Method(RECIPES["published"], Path(), 20)
+    (phase,) = method.phases(network, SimpleNamespace(image_ids=range(10_582)))  # type: ignore[arg-type]
+    rates = [2.5e-4 * phase.schedule(int(n) - 1) for n in INPUTS["lr_iterations"]]
+    np.testing.assert_allclose(rates, OUTPUTS["lr_1x"], rtol=1e-12)

@@ -1,0 +1,88 @@
+"""The permutohedral lattice against one made point by point (photographs: test_densecrf)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from conformance import conformance
+from torch import Tensor
+
+from stages.runtime.permutohedral import build_lattice
+from wsssbed_hub.errors import HubError
+
+
+def lattice_filter_by_hand(features: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The lattice point by point, in float64 with a dictionary: [d, P], [P, C] -> [P, C]."""
+    d, points = features.shape
+    corners, table = [], defaultdict(lambda: np.zeros(values.shape[1]))
+    for i in range(points):
+        g = [
+            f * (d + 1) * np.sqrt(2 / 3) / np.sqrt((k + 1) * (k + 2))
+            for k, f in enumerate(features[:, i])
+        ]
+        e = np.array([sum(g)] + [sum(g[j:]) - j * g[j - 1] for j in range(1, d + 1)])
+        base = (d + 1) * np.round(e / (d + 1)).astype(int)
+        while base.sum() != 0:  # move the coordinate that was rounded farthest the wrong way
+            rest = e - base
+            j = np.argmin(rest) if base.sum() > 0 else np.argmax(rest)
+            base[j] -= np.sign(base.sum()) * (d + 1)
+        falling = np.argsort(-(e - base))
+        t = (e - base)[falling] / (d + 1)
+        for m in range(d + 1):  # corner m: all up by m, the m with the smallest rest back
+            vertex = base + m
+            vertex[falling[d + 1 - m :]] -= d + 1
+            weight = 1 - t[0] + t[d] if m == 0 else t[d - m] - t[d - m + 1]
+            corners.append((i, tuple(vertex[:d]), weight))
+            table[tuple(vertex[:d])] += weight * values[i]
+    return _blur_and_slice(d, corners, table, values.shape)
+
+
+def _blur_and_slice(d: int, corners: list, table: dict, shape: tuple[int, ...]) -> np.ndarray:
+    zero = np.zeros(shape[1])
+    for j in range(d + 1):
+        move = np.full(d + 1, -1)
+        move[j] = d
+        table = {
+            key: value
+            + 0.5 * table.get(tuple(np.add(key, move[:d])), zero)
+            + 0.5 * table.get(tuple(np.subtract(key, move[:d])), zero)
+            for key, value in table.items()
+        }
+    result = np.zeros(shape)
+    for i, key, weight in corners:
+        result[i] += weight * table[key] / (1 + 2.0**-d)
+    return result
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 5])
+def test_lattice_equals_one_made_point_by_point(dimensions: int) -> None:
+    rng = np.random.default_rng(dimensions)
+    features = rng.normal(0, 1.5, (dimensions, 80)).astype(np.float32)
+    values = rng.random((80, 3)).astype(np.float32)
+    expected = lattice_filter_by_hand(features.astype(np.float64), values)
+    filtered = build_lattice(torch.from_numpy(features)).filter(torch.from_numpy(values))
+    assert conformance.compare(filtered.numpy(), expected) < 1e-5  # float32 against float64
+
+
+def test_groups_of_the_same_points_do_not_mix() -> None:
+    features = torch.randn(3, 40, generator=torch.Generator().manual_seed(2))
+    values = torch.rand(80, 2, generator=torch.Generator().manual_seed(3))
+    both = build_lattice(features.repeat(1, 2), groups=2).filter(values)
+    alone = build_lattice(features)
+    assert torch.equal(both, torch.cat([alone.filter(values[:40]), alone.filter(values[40:])]))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        torch.full((2, 5), float("nan")),
+        torch.linspace(0, 1e7, 5).repeat(2, 1),  # beyond float32
+        torch.rand(5, 50, generator=torch.Generator().manual_seed(0)) * 3e4,  # beyond the codes
+    ],
+)
+def test_features_too_wide_for_a_lattice_are_refused(features: Tensor) -> None:
+    with pytest.raises(HubError, match="larger standard deviations"):
+        build_lattice(features)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stages.runtime.images import caffe_bgr, imagenet_rgb, resize_bicubic, to_uint8
+
+RGB = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3) * 8
+
+
+def test_imagenet_rgb_is_torchvision_s_normalisation() -> None:
+    from torchvision.transforms import functional
+
+    expected = functional.normalize(
+        functional.to_tensor(RGB), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
+    assert imagenet_rgb(RGB).dtype == np.float32
+    np.testing.assert_allclose(imagenet_rgb(RGB), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_caffe_bgr_subtracts_each_channel_s_mean() -> None:
+    planes = caffe_bgr(RGB, (1.0, 2.0, 3.0))
+    assert (planes.dtype, planes.shape) == (np.float32, (3, 2, 5))
+    blue, green, red = planes
+    np.testing.assert_array_equal(blue, RGB[..., 2] - 1.0)
+    np.testing.assert_array_equal(green, RGB[..., 1] - 2.0)
+    np.testing.assert_array_equal(red, RGB[..., 0] - 3.0)
+
+
+def test_resizing_takes_height_before_width() -> None:
+    assert resize_bicubic(RGB, 4, 3).shape == (4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "level"),
+    [(0.0, 0), (1.0, 255), (1.2, 255), (-0.1, 0), (0.5 / 255, 0), (1.5 / 255, 2), (2.5 / 255, 2)],
+)
+def test_levels_are_rounded_halves_to_even_and_bounded(value: float, level: int) -> None:
+    # n + 1/2 is exact in float32 here, or off by less than rounding could turn.
+    levels = to_uint8(torch.tensor([[value]], dtype=torch.float32))
+    assert levels.dtype == np.uint8
+    assert levels[0, 0] == level

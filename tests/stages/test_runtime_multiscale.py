@@ -1,0 +1,50 @@
+"""What the reference case does not show; the case itself: test_conformance_cam_inference.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.runtime.multiscale import fuse, multi_scale_maps, scaled_input
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_sizes_are_rounded_halves_to_even() -> None:
+    assert scaled_input(picture(75, 101), 0.5).shape == (2, 3, 38, 50)
+    assert scaled_input(picture(75, 101), 1.5).shape == (2, 3, 112, 152)
+    assert scaled_input(picture(1, 1), 0.5).shape == (2, 3, 1, 1)
+
+
+def test_maps_of_a_network_that_does_not_see_left_and_right_are_found_in_place() -> None:
+    """Mirrored maps are turned back: a bright corner of the image gives a bright corner."""
+    rgb = np.zeros((40, 60, 3), np.uint8)
+    rgb[:20, :20] = 255
+
+    def brightness(pair: Tensor) -> Tensor:
+        bright = F.avg_pool2d(pair.mean(1, keepdim=True), 4) + 3
+        return torch.cat([bright.relu(), torch.zeros_like(bright)], 1)
+
+    maps = multi_scale_maps(brightness, rgb, [0, 1], (0.5, 1.0))
+    assert maps.shape == (2, 40, 60)
+    assert maps[0, :12, :12].min() > 240  # its border is smoothed by the resizing
+    assert maps[0, :, 44:].max() < 0.6 * 255
+    assert not maps[1].any()  # a class without any response
+
+
+def test_classes_come_in_the_order_in_which_they_were_asked_for() -> None:
+    steady = torch.rand(2, 5, 4, 6)
+    maps = multi_scale_maps(lambda _: steady, picture(8, 12), np.array([3, 1]), (1.0,))
+    for number, class_id in enumerate((3, 1)):
+        alone = multi_scale_maps(lambda _: steady, picture(8, 12), [class_id], (1.0,))
+        np.testing.assert_array_equal(maps[number], alone[0])
+
+
+def test_no_maps_are_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="no maps"):
+        fuse([], (4, 4))

@@ -1,0 +1,178 @@
+"""From a command line to settings: options, recipes, devices, and the list of stages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.runtime import command as command_module
+from stages.runtime.catalogue import ROOT, all_stages, find_stage
+from stages.runtime.device import choose_device
+from stages.runtime.interruption import Interruption
+from stages.runtime.recipes import choose_recipe
+from wsssbed_hub.errors import HubError, UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    epochs: int = 24
+    steps: int = 0
+    batch_size: int = 8
+    rate: float = 0.1
+    frozen: bool = True
+    scales: tuple[float, ...] = (0.5, 1.0)
+    crop: tuple[int, int] = (3, 4)
+    clip: float | None = None
+    mode: str = "max"
+
+
+RECIPES = {"published": Recipe(), "shapes": Recipe(steps=100)}
+
+
+def test_assignments_have_the_type_of_their_field() -> None:
+    texts = ["rate=1e-3", "frozen=false", "scales=0.5,1,2", "crop=(5, 6)", "clip=2", "mode=a=b"]
+    recipe, changes = choose_recipe(RECIPES, "published", assignments=texts)
+    expected = Recipe(
+        rate=1e-3, frozen=False, scales=(0.5, 1.0, 2.0), crop=(5, 6), clip=2.0, mode="a=b"
+    )
+    assert recipe == expected
+    assert set(changes) == {"rate", "frozen", "scales", "crop", "clip", "mode"}
+    assert choose_recipe(RECIPES, "published", assignments=["clip=none"])[0] == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rat=1", r"no field 'rat'.*Did you mean 'rate'"),
+        ("rate", "write NAME=VALUE"),
+        ("rate=fast", "--set rate=fast"),
+        ("epochs=1.5", "--set epochs=1.5"),
+        ("crop=1,2,3", "--set crop=1,2,3"),
+        ("rate=none", "--set rate=none"),
+    ],
+)
+def test_wrong_assignments_are_refused_with_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_recipe(RECIPES, "published", assignments=[text])
+
+
+def test_unknown_recipes_are_refused_with_near_ones() -> None:
+    with pytest.raises(UsageError, match=r"'shape'.*Did you mean 'shapes'"):
+        choose_recipe(RECIPES, "shape")
+
+
+def test_length_and_batch_have_options_of_their_own() -> None:
+    recipe, _ = choose_recipe(RECIPES, "shapes", steps=7, batch_size=2)
+    assert (recipe.steps, recipe.batch_size) == (7, 2)
+    recipe, _ = choose_recipe(RECIPES, "shapes", epochs=3)
+    assert (recipe.steps, recipe.epochs) == (0, 3)
+
+
+def test_a_length_that_the_recipe_does_not_have_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Steps:
+        steps: int = 5
+
+    with pytest.raises(UsageError, match=r"--epochs: this recipe has no epochs\. It has steps"):
+        choose_recipe({"published": Steps()}, "published", epochs=2)
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto")[0] == torch.device("cpu")
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(UsageError, match=r"torch sees no GPU.*--device cpu"):
+            choose_device(name)
+    for name in ("gpu", "meta", "cuda:x", ""):
+        with pytest.raises(UsageError, match="choose auto, cpu, cuda"):
+            choose_device(name)
+
+
+def test_processes_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    assert choose_device("auto") == (torch.device("cuda", 0), "GPU 0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("cuda")[0] == torch.device("cuda", 1)
+    assert chosen == [0, 1]
+    with pytest.raises(UsageError, match="several processes share"):
+        choose_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="GPU 2 was asked for, and there are 2"):
+        choose_device("cuda")
+
+
+def test_stages_are_found_in_the_tree(tmp_path: Path) -> None:
+    for name in (
+        "sod/__init__.py",
+        "sod/pfan.py",
+        "sod/_helper.py",
+        "cam/l_2g.py",
+        "one/__init__.py",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('"""Title of it.\n\nMore."""\n')
+    for name in ("runtime/__init__.py", "runtime/x.py", "cam/__init__.py", "backbones/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    stages = all_stages(tmp_path)
+    assert list(stages) == ["cam-l-2g", "one", "sod-pfan"]
+    assert stages["sod-pfan"].title == "Title of it"
+    assert stages["sod-pfan"].module == "stages.sod.pfan"
+    assert stages["one"].module == "stages.one"
+
+
+def test_every_stage_has_a_title_and_a_near_name_is_suggested() -> None:
+    stages = all_stages(ROOT)
+    assert {"sod-poolnet", "cam-cam", "pseudo", "seg-deeplabv2"} <= set(stages)
+    assert all(stage.title != name for name, stage in stages.items())
+    with pytest.raises(UsageError, match="Did you mean 'sod-poolnet'"):
+        find_stage("sod-poolnett")
+
+
+def test_the_list_of_stages_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys; from stages.__main__ import main; code = main([]);"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sod-poolnet" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (HubError("the disk sulks"), 1, "error: the disk sulks\n"),
+        (UsageError("not so"), 2, "error: not so\n"),
+        (Interruption(15, "Stopped after step 3."), 143, "stopped: Stopped after step 3.\n"),
+        (OSError(28, "No space left on device", "/x"), 1, "error: No space left on device (/x). "),
+        (RuntimeError("CUDA out of memory."), 1, "error: The stage stopped: The memory"),
+    ],
+)
+def test_trouble_becomes_one_message_and_an_exit_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert command_module.guarded(work) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    def work() -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        command_module.guarded(work)
