@@ -9,12 +9,13 @@ torchvision's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backbones.state import Rules, load_strictly, rename
+from stages.backbones.state import Rules, load_strictly, without_classifier
 from wsssbed_hub.errors import HubError
 
 EXPANSION = 4  # outputs of a bottleneck over its inner width
@@ -96,13 +97,12 @@ class CaffeResNet(nn.Module):
             levels.append(x)
         return levels
 
-    def load_imagenet(self, state: Mapping[str, Tensor], source: str) -> None:
-        """An ImageNet classifier in torchvision's names; its last layer ``fc`` is left out.
+    def load_initial(self, state: Mapping[str, Tensor], source: str) -> None:
+        """A classifier in torchvision's names or in Caffe's; its last layer ``fc`` is left out.
 
         Raises HubError if the rest does not fit exactly.
         """
-        features = {k: v for k, v in rename(state, ()).items() if not k.startswith("fc.")}
-        load_strictly(self, features, source)
+        load_strictly(self, without_classifier(state), source, CAFFE_NAMES)
 
 
 def timm_imagenet(depth: int) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def timm_imagenet(depth: int) -> dict[str, Tensor]:
 
     name = f"resnet{depth}.tv_in1k"
     try:
-        model = timm.create_model(name, pretrained=True)
+        model: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # the Hub client raises a dozen types for "not there"
         raise HubError(
             f"The ImageNet weights {name} are neither in the Hub cache nor to be had now "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backbones.state import Rules, load_strictly, rename
+from stages.backbones.state import Rules, load_strictly, without_classifier
 
 # The names of the published PyTorch checkpoints of this backbone, which EPS, EDAM and L2G share.
 PUBLISHED_NAMES: Rules = (
@@ -142,13 +142,12 @@ class ResNet38(nn.Module):
         for module in (self.stem, self.stage2):
             module.requires_grad_(False)
 
-    def load_imagenet(self, state: Mapping[str, Tensor], source: str) -> None:
+    def load_initial(self, state: Mapping[str, Tensor], source: str) -> None:
         """The ImageNet model in the published PyTorch names; its classifier is left out.
 
         Raises HubError if the rest does not fit exactly.
         """
-        features = {k: v for k, v in rename(state, PUBLISHED_NAMES).items() if k[:2] != "fc"}
-        load_strictly(self, features, source)
+        load_strictly(self, without_classifier(state), source, PUBLISHED_NAMES)
 
 
 def _stage(
@@ -168,5 +167,6 @@ def _stage(
 def _enter(stage: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
     """What enters the stage's convolutions, and what leaves the stage."""
     first = stage[0]
+    assert isinstance(first, Block | WideBottleneck)
     entered = first.enter(x)
     return entered, stage[1:](first.add(x, entered))

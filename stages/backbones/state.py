@@ -14,39 +14,28 @@ _SHOWN = 5  # names in a message; a wrong checkpoint has hundreds
 _COUNTER = ".num_batches_tracked"  # of no use to a frozen or evaluated batch norm
 
 
-def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """``state`` under new names: a wrapper's ``module.`` is dropped, then every rule is applied.
-
-    A rule is a regular expression and what to put in its place, as for ``re.sub``; all rules are
-    applied to every name, in order. Raises HubError if two names become one.
-    """
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = key.removeprefix("module.")
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        if name in renamed:
-            raise HubError(f"The checkpoint holds {name!r} twice, the second time as {key!r}.")
-        renamed[name] = value
-    return renamed
-
-
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_strictly(
+    network: nn.Module, state: Mapping[str, Tensor], source: str, rules: Rules = ()
+) -> None:
     """Copy ``state`` into ``network``; every entry must be there and have its shape.
 
-    The counters ``num_batches_tracked`` may be missing. Raises HubError that names the entries
-    which are unknown, missing or of another shape; the network is then unchanged.
+    Names lose a wrapper's ``module.``, then all rules are applied to them, in order: regular
+    expressions and what to put in their place, as for ``re.sub``. The counters
+    ``num_batches_tracked`` may be missing. Raises HubError that names the entries which are
+    unknown, missing or of another shape; the network is then unchanged.
     """
     own = network.state_dict()
+    theirs = _renamed(state, rules, source)
+    new = {name: state[key] for name, key in theirs.items()}
     wrong = [
-        _named("unknown", (key for key in state if key not in own)),
-        _named("missing", (key for key in own if key not in state and not _is_counter(key))),
+        _named("unknown", (key for name, key in theirs.items() if name not in own)),
+        _named("missing", (name for name in own if name not in new and not _is_counter(name))),
         _named(
             "of another shape",
             (
-                f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-                for key, value in state.items()
-                if key in own and value.shape != own[key].shape
+                f"{theirs[name]} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+                for name, value in new.items()
+                if name in own and value.shape != own[name].shape
             ),
         ),
     ]
@@ -55,7 +44,25 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: str) 
             f"{source} does not fit this network. {' '.join(filter(None, wrong))} "
             "Is it the checkpoint of this method, with the same backbone and number of classes?"
         )
-    network.load_state_dict(own | dict(state))
+    network.load_state_dict(own | new)
+
+
+def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The features of an image classifier: all but its last layer, whose name begins with fc."""
+    return {k: v for k, v in state.items() if not k.removeprefix("module.").startswith("fc")}
+
+
+def _renamed(state: Mapping[str, Tensor], rules: Rules, source: str) -> dict[str, str]:
+    """Our name to theirs."""
+    theirs: dict[str, str] = {}
+    for key in state:
+        name = key.removeprefix("module.")
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if name in theirs:
+            raise HubError(f"{source} holds {theirs[name]!r} a second time, as {key!r}.")
+        theirs[name] = key
+    return theirs
 
 
 def _is_counter(key: str) -> bool:

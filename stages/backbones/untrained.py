@@ -17,10 +17,11 @@ def calibrate_batchnorm(network: nn.Module, deviation: float) -> None:
     on the statistics of pretrained weights; without those, activations would grow or vanish from
     layer to layer. Weights loaded later bring their own. Draws from torch's generator.
     """
-    noise = sum(
+    layers = [
         F.interpolate(torch.randn(8, 3, grain, grain), (64, 64), mode="bilinear")
         for grain in _GRAINS
-    )
+    ]
+    noise = torch.stack(layers).sum(0)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     network.eval()
     momenta = [norm.momentum for norm in norms]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
-from stages.backbones.state import load_strictly, rename
+from stages.backbones.state import load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.cam import CamData, CamMethod
 from stages.runtime.augment import colour_jitter, random_crop, resize_long_side
@@ -106,7 +106,7 @@ class Classifier(nn.Module):
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """The authors' checkpoint. Raises HubError if it does not fit exactly."""
         names = (*PUBLISHED_NAMES, (r"^(?!fc8\.)", "backbone."), (r"^fc8\.", "classifier."))
-        load_strictly(self, rename(state, names), "The CAM checkpoint")
+        load_strictly(self, state, "The CAM checkpoint", names)
 
 
 def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Method(CamMethod):
 
     def load_initial(self, network: Classifier, state: Mapping[str, Tensor]) -> None:
         """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
-        network.backbone.load_imagenet(state, "The initial ResNet-38")
+        network.backbone.load_initial(state, "The initial ResNet-38")
 
     def phases(self, network: Classifier, data: CamData) -> Iterator[Phase]:
         recipe = self.recipe

@@ -27,7 +27,7 @@ from wsssbed_hub.keys import Key
 from wsssbed_hub.manifest import Ingredient, Method, Provenance, Result, TrainedOn
 from wsssbed_hub.maps import Activations, Maps, open_artifact, write_maps, write_parts
 from wsssbed_hub.targets import Target
-from wsssbed_hub.writing import Written
+from wsssbed_hub.writing import PART, Written
 
 SELECTION = "last iteration"
 
@@ -146,13 +146,15 @@ def _write_maps(
     ids = list(artifact.image_ids or ())
     rank, processes = distributed.rank(), distributed.size()
     settings = artifact.settings
+    share = sum(place // PART % processes == rank for place in range(len(ids)))
+    title = f"writing {artifact.key}" + (f", 1 of {processes} processes" if processes > 1 else "")
     done = 0
-    with progress(f"writing {artifact.key}", len(ids), "image") as show:
+    with progress(title, share, "image") as show:
 
         def advance(images: int) -> None:
             nonlocal done
             done += images
-            show(min(done * processes, len(ids)), "")
+            show(done, "")
 
         write_parts(
             artifact.folder,

@@ -48,6 +48,7 @@ def guarded(work: Callable[[], None]) -> int:
     try:
         with interruption.raising(), explained("The stage stopped"):
             work()
+        distributed.stop()  # after trouble the others may be gone, and leaving would wait for them
     except HubError as error:
         _complain(str(error))
         return error.exit_code

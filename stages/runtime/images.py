@@ -14,7 +14,7 @@ STD_RGB = (0.229, 0.224, 0.225)
 
 def imagenet_rgb(rgb: np.ndarray) -> np.ndarray:
     """uint8[H, W, 3] RGB to float32[3, H, W]: (value/255 - mean) / deviation of ImageNet."""
-    scaled = rgb.astype(np.float32) / np.float32(255)
+    scaled: np.ndarray = rgb.astype(np.float32) / np.float32(255)
     scaled = (scaled - np.array(MEAN_RGB, np.float32)) / np.array(STD_RGB, np.float32)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 

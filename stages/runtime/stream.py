@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from stages.runtime import distributed, interruption
 from stages.runtime.chance import generator
 from stages.runtime.phases import Batch, Phase, Sample, Source, Sources
+from stages.runtime.shared_memory import share
 from wsssbed_hub.errors import HubError, UsageError
 
 Place = tuple[int, int]  # optimiser step, pass
@@ -103,9 +104,11 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, place: Place) -> dict[str, Batch] | _Trouble:
         try:
-            return {name: self._batch(name, row, *place) for name, row in self._rows.items()}
+            found = {name: self._batch(name, row, *place) for name, row in self._rows.items()}
+            share(found)
         except HubError as error:
             return _Trouble(error)
+        return found
 
     def _batch(self, name: str, row: Row, step: int, number: int) -> Batch:
         size = row.source.batch_size // (self._passes * self._processes)

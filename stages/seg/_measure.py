@@ -28,13 +28,13 @@ def measure(
     score = SegmentationScore(target.num_classes)
     truth = target.ground_truth(SPLIT)
     share = image_ids[distributed.rank() :: distributed.size()]
-    with progress("measuring mIoU", len(image_ids), "image") as show:
+    with progress("measuring mIoU", len(share), "image") as show:
         for image_id in share:
             with torch.inference_mode():
                 logits = trained.method.logits(trained.network, target.read_image(image_id))
                 prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()
             score.add(prediction, np.asarray(truth.read(image_id)), image_id)
-            show(min(score.images * distributed.size(), len(image_ids)), "")
+            show(score.images, "")
     counts = torch.from_numpy(score.confusion).to(device)
     score.confusion = distributed.all_sum(counts).cpu().numpy()
     score.images = len(image_ids)

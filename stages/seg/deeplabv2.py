@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.caffe_resnet import CAFFE_NAMES, CaffeResNet, timm_imagenet
-from stages.backbones.state import Rules, load_strictly, rename
+from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.runtime.distributed import global_mean
 from stages.runtime.images import caffe_bgr
@@ -97,6 +97,14 @@ class Logits(NamedTuple):
     fused: Tensor
 
 
+def _branch(inputs: int, classes: int, rate: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, classes, 3, 1, rate, rate)
+    nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
 class DeepLabV2(nn.Module):
     """float[N, 3, H, W] (BGR, 0..255, minus the mean) to logits at stride 8, background first."""
 
@@ -112,10 +120,7 @@ class DeepLabV2(nn.Module):
         self.extra_scales = extra_scales
         self.backbone = CaffeResNet(blocks, (1, 2, 1, 1), (1, 1, 2, 4), width)
         inputs = self.backbone.channels[-1]
-        self.pyramid = nn.ModuleList(nn.Conv2d(inputs, classes, 3, 1, rate, rate) for rate in rates)
-        for conv in self.pyramid:
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+        self.pyramid = nn.ModuleList(_branch(inputs, classes, rate) for rate in rates)
 
     def single(self, image: Tensor) -> Tensor:
         feature = self.backbone(image)[-1]
@@ -138,7 +143,7 @@ class DeepLabV2(nn.Module):
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """The authors' checkpoint. Raises HubError if it does not fit exactly."""
-        load_strictly(self, rename(state, PUBLISHED_NAMES), "The DeepLab-V2 checkpoint")
+        load_strictly(self, state, "The DeepLab-V2 checkpoint", PUBLISHED_NAMES)
 
 
 def shrink_label(label: Tensor, size: Sequence[int]) -> Tensor:
@@ -237,8 +242,8 @@ class Method(SegMethod):
         return network
 
     def load_initial(self, network: DeepLabV2, state: Mapping[str, Tensor]) -> None:
-        """The backbone, for BGR, 0..255, minus the mean: its own or torchvision's names."""
-        network.backbone.load_imagenet(rename(state, CAFFE_NAMES), "The initial ResNet")
+        """The backbone, for BGR, 0..255, minus the mean, in Caffe's or torchvision's names."""
+        network.backbone.load_initial(state, "The initial ResNet")
 
     def timm_weights(self) -> Mapping[str, Tensor]:
         """ImageNet instead of COCO, torchvision's instead of Caffe's: see ``timm_imagenet``."""
@@ -282,5 +287,5 @@ class Method(SegMethod):
     def logits(self, network: DeepLabV2, rgb: np.ndarray) -> Tensor:
         """float32[C + 1, H, W]: the maximum over the scales, at the image's size."""
         image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None]
-        scores = network(image.to(network.pyramid[0].weight.device)).float()
+        scores = network(image.to(next(network.parameters()).device)).float()
         return F.interpolate(scores, rgb.shape[:2], mode="bilinear")[0]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.caffe_resnet import CaffeResNet, timm_imagenet
-from stages.backbones.state import Rules, load_strictly, rename
+from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.runtime.images import caffe_bgr, to_uint8
 from stages.runtime.method import Initial
@@ -176,7 +176,7 @@ class PoolNet(nn.Module):
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """The authors' checkpoint. Raises HubError if it does not fit exactly."""
-        load_strictly(self, rename(state, PUBLISHED_NAMES), "The PoolNet checkpoint")
+        load_strictly(self, state, "The PoolNet checkpoint", PUBLISHED_NAMES)
 
 
 def saliency_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class Method(SodMethod):
 
     def load_initial(self, network: PoolNet, state: Mapping[str, Tensor]) -> None:
         """The backbone: torchvision's names, for BGR, 0..255, minus the mean."""
-        network.backbone.load_imagenet(state, "The initial ResNet")
+        network.backbone.load_initial(state, "The initial ResNet")
 
     def timm_weights(self) -> Mapping[str, Tensor]:
         """torchvision's instead of Caffe's: see ``timm_imagenet`` for the difference."""

@@ -52,7 +52,7 @@ def test_folding_keeps_the_response_of_the_stem(mean_rgb: tuple[float, ...]) -> 
     model = timm.create_model("resnet50.tv_in1k", pretrained=False)
     std = torch.tensor(model.pretrained_cfg["std"])
     network = CaffeResNet(BLOCKS[50], (1, 2, 2, 1), (1, 1, 1, 2))
-    network.load_imagenet(fold_input(model.state_dict(), std.tolist()), "timm's ResNet-50")
+    network.load_initial(fold_input(model.state_dict(), std.tolist()), "timm's ResNet-50")
     rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48)))
     mean = torch.tensor(mean_rgb)
     expected = reference_stem(rgb, model.conv1.weight, mean, std)
@@ -91,7 +91,7 @@ def test_all_of_timm_s_resnet_is_taken_but_the_classifier(
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", create)
     network = CaffeResNet(BLOCKS[depth], (1, 2, 1, 1), (1, 1, 2, 4))
-    network.load_imagenet(timm_imagenet(depth), "timm's ResNet")
+    network.load_initial(timm_imagenet(depth), "timm's ResNet")
     theirs = models[0].state_dict()
     for key, value in network.state_dict().items():
         if key != "conv1.weight":

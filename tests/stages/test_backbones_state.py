@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.backbones.state import load_strictly, rename
+from stages.backbones.state import load_strictly
 from wsssbed_hub.errors import HubError
 
 
@@ -65,15 +65,34 @@ def test_a_message_stays_short() -> None:
     assert len(str(trouble.value)) < 500
 
 
+def in_other_words(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{'ab'[int(k[0])]}_{int(k[0]) + 1}{k[1:]}": v for k, v in state.items()}
+
+
+RULES = ((r"^[ab]_(\d)\.", r"\1."), (r"^(\d)", lambda at: str(int(at[1]) - 1)))
+
+
 def test_names_are_mapped_by_all_rules_in_order_without_the_wrapper() -> None:
-    names = rename(
-        {"module.b2_1.conv": torch.ones(1)},
-        ((r"^b(\d)_(\d)\.", r"stage\1.\2."), (r"(\d)\.conv", lambda at: f"{int(at[1]) + 1}.conv1")),
-    )
-    assert list(names) == ["stage2.2.conv1"]
+    wanted = state()
+    theirs = in_other_words(wanted)
+    assert "module.a_1.weight" in theirs
+    loaded = network()
+    load_strictly(loaded, theirs, "it", RULES)
+    torch.testing.assert_close(loaded[0].weight, wanted["0.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded[1].weight, wanted["1.weight"], rtol=0, atol=0)
+
+
+def test_what_is_wrong_is_named_as_in_the_file() -> None:
+    theirs = in_other_words(state())
+    theirs["module.a_1.bias"] = torch.ones(5)
+    theirs["module.c_1.bias"] = torch.ones(5)
+    with pytest.raises(HubError) as trouble:
+        load_strictly(network(), theirs, "it", RULES)
+    assert "1 unknown: module.c_1.bias." in str(trouble.value)
+    assert "module.a_1.bias (5,) instead of (4,)" in str(trouble.value)
 
 
 def test_two_names_must_not_become_one() -> None:
-    twice = {"module.weight": torch.ones(1), "weight": torch.ones(1)}
-    with pytest.raises(HubError, match="'weight' twice"):
-        rename(twice, ())
+    twice = state() | {"module.0.weight": torch.ones(1)}
+    with pytest.raises(HubError, match=r"'0\.weight' a second time, as 'module\.0\.weight'"):
+        load_strictly(network(), twice, "it")

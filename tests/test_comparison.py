@@ -1,0 +1,156 @@
+"""Reports over a registry: networks find the row of the saliency map that they learnt from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import key_folder, provenance
+
+from wsssbed_hub.comparison import Comparison, compare, make_report
+from wsssbed_hub.digests import list_digest
+from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.keyfolder import complete
+from wsssbed_hub.labelling import ingredient
+from wsssbed_hub.manifest import Ingredient, Method, Result, TrainedOn
+from wsssbed_hub.maps import Activations, Maps, open_artifact
+from wsssbed_hub.registry import open_registry
+from wsssbed_hub.targets import Target, make_shapes, open_target
+from wsssbed_hub.weights import write_weights
+from wsssbed_hub.writing import write_maps
+
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_shapes(root, train=6, val=2, sod=1, sod_test=1, small=1)
+    return root
+
+
+def _publish(folder: Path, kind: str, name: str, maps: dict, *made_from: Ingredient) -> Maps:
+    complete(
+        folder,
+        write_maps(folder, kind, list(maps), maps.__getitem__, settings={}),
+        key=f"{kind}/{name}",
+        target="shapes",
+        version="1.0.0",
+        title="For a test",
+        method=Method(name="Test"),
+        provenance=provenance(made_from=list(made_from)),
+    )
+    open_registry(None, create=True).publish(folder)
+    return open_artifact(f"{kind}/{name}", "shapes")
+
+
+def _network(folder: Path, name: str, miou: float, *made_from: Ingredient, truth: bool = False):
+    result = Result(metric="mIoU", value=miou, images=2, image_list=DIGEST, split="val", seeds=[0])
+    tensor = np.full(3, miou, dtype=np.float32)
+    complete(
+        folder,
+        write_weights(folder, {"w": tensor}, {}, settings={}),
+        key=f"weights/{name}",
+        target="shapes",
+        version="1.0.0",
+        title="For a test",
+        method=Method(name="DeepLab-V2"),
+        trained_on=[TrainedOn(dataset="shapes", supervision="pixel masks")] if truth else [],
+        provenance=provenance(made_from=list(made_from)),
+        results=[result],
+    )
+    open_registry(None, create=True).publish(folder)
+
+
+@pytest.fixture
+def published(data: Path, tmp_path: Path) -> tuple[Maps, list[Maps]]:
+    """A cam, two saliency maps, labels from each and networks on each and on the truth."""
+    target: Target = open_target("shapes", data)
+    truth = dict(target.ground_truth("train_aug"))
+    classes = {name: np.array(target.image_labels(name)) for name in truth}
+    cam = _publish(
+        tmp_path / "cam",
+        "cam",
+        "cam",
+        {
+            name: Activations(
+                np.stack(
+                    [np.where(label == c + 1, 200, 9).astype(np.uint8) for c in classes[name]]
+                ),
+                classes[name],
+            )
+            for name, label in truth.items()
+        },
+    )
+    good = {name: np.where(label > 0, 255, 0).astype(np.uint8) for name, label in truth.items()}
+    bad = {name: np.roll(grey, 25, axis=1) for name, grey in good.items()}
+    sals = []
+    for name, maps, miou in (("good", good, 0.8), ("bad", bad, 0.5)):
+        sals.append(_publish(tmp_path / name, "sal", f"{name}-shapes", maps))
+        sources = (ingredient(cam), ingredient(sals[-1]))
+        labels = _publish(tmp_path / f"label-{name}", "label", f"cam-{name}", truth, *sources)
+        _network(tmp_path / f"net-{name}", f"seg-{name}", miou, ingredient(labels))
+    _network(tmp_path / "net-truth", "seg-truth", 0.9, truth=True)
+    return cam, sals
+
+
+def _compared(published: tuple[Maps, list[Maps]], data: Path) -> Comparison:
+    cam, sals = published
+    return compare(
+        cam, sals, target="shapes", data_root=data, split="train_aug", saliency_quality=True
+    )
+
+
+def test_each_network_stands_in_the_row_of_its_saliency_map(
+    published: tuple[Maps, list[Maps]], data: Path
+) -> None:
+    names = ["weights/seg-bad", "weights/seg-truth", "weights/seg-good"]
+    report = make_report(_compared(published, data), names, images=2)
+    found = {row.name: row.segmentation.miou for row in report.rows if row.segmentation}
+    assert found == {"sal/good-shapes@1.0.0": 0.8, "sal/bad-shapes@1.0.0": 0.5, "ground truth": 0.9}
+    assert report.gallery is not None
+    assert len(report.gallery.rows) == 2
+    made = {node.name for tree in report.provenance for node in tree.walk()}
+    assert "label/cam-good@1.0.0" in made
+
+
+def test_numbers_of_a_comparison(published: tuple[Maps, list[Maps]], data: Path) -> None:
+    compared = _compared(published, data)
+    good, bad = compared.pairs
+    assert compared.image_list == list_digest(open_target("shapes", data).image_ids("train_aug"))
+    assert good.quality is not None
+    assert good.quality.mae == 0
+    assert good.published is not None
+    assert good.published.tau == 0.1
+    # The truth as saliency and as activations: every label is right; void is skipped.
+    assert good.curve.row(0.1)["miou_ignored_missed"] == 1
+    assert bad.curve.row(0.1)["miou_ignored_missed"] < 1
+
+
+def test_a_network_without_a_row_is_an_error(
+    published: tuple[Maps, list[Maps]], data: Path
+) -> None:
+    cam, (good, _) = published
+    compared = compare(cam, [good], target="shapes", data_root=data, split="train_aug")
+    with pytest.raises(HubError, match="weights/seg-bad"):
+        make_report(compared, ["weights/seg-bad"], images=0)
+    with pytest.raises(UsageError, match="weights/"):
+        make_report(compared, ["sal/good-shapes"], images=0)
+
+
+def test_maps_without_key_need_no_registry(data: Path, tmp_path: Path) -> None:
+    ids = open_target("shapes", data).image_ids("train_aug")
+    sizes = {name: open_target("shapes", data).size(name) for name in ids}
+    classes = {name: open_target("shapes", data).image_labels(name) for name in ids}
+    maps = {
+        name: Activations(
+            np.full((len(classes[name]), *sizes[name]), 99, np.uint8), np.array(classes[name])
+        )
+        for name in ids
+    }
+    key_folder(tmp_path / "own", "cam", maps, name="own")
+    cam = open_artifact(tmp_path / "own")
+    report = make_report(compare(cam, [], target="shapes", data_root=data, split="train_aug"))
+    assert [row.role for row in report.rows] == ["no saliency"]
+    assert report.provenance == []
