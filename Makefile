@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help install demo test check format schema constraints clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
 install: $(VENV)/installed  ## create the environment (about 6 GB: torch carries the CUDA libraries)
 
@@ -49,3 +49,5 @@ constraints: pyproject.toml  ## resolve every dependency anew and pin what came 
 
 clean:  ## remove what the tools left behind (not the environment, not the demo's output)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+include docker/images.mk

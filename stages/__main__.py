@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from stages.runtime.catalogue import all_stages, find_stage
 from wsssbed_hub.errors import HubError
+
+# torch's threads spin while they wait for each other. Where other work shares the cores, that costs
+# far more than waking them up does: measured on two cores, a step took 1.2 s instead of 6.4 s.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 USAGE = """Usage: python -m stages STAGE [OPTIONS]
 

@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from stages.small_runs import SmallRun, contained, outside, run_all
+from stages.small_runs import TARGET, SmallRun, contained, outside, run_all
+from wsssbed_hub.differences import numbers_of
 from wsssbed_hub.engines import find_engine, find_gpus
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import write_whole
@@ -30,7 +31,7 @@ from wsssbed_hub.keyfolder import open_entry, read_manifest
 from wsssbed_hub.manifest import Entry
 from wsssbed_hub.reader import Activations
 from wsssbed_hub.targets.shapes import make_shapes
-from wsssbed_hub.weights import MODEL, read_arrays
+from wsssbed_hub.weights import MODEL, read_header
 
 RECORDS = Path("docker/gpu-records")
 WORK = Path("build/gpu-check")
@@ -94,10 +95,10 @@ def _add(record: Record, key: str, entry: Entry, folder: Path) -> None:
 def summary(folder: Path) -> dict[str, Any]:
     """What is left of an artifact for a comparison: small, and blind to single pixels."""
     manifest = read_manifest(folder)
-    chosen = manifest.choose("shapes")
+    chosen = manifest.choose(TARGET)
     if manifest.kind == "weights":
         path = folder / chosen.target / str(chosen.version) / MODEL
-        norms = {name: float(np.linalg.norm(array)) for name, array in read_arrays(path)}
+        norms = {t.name: np.linalg.norm(numbers_of(path, t)) for t in read_header(path)}
         return {"norms": {name: float(f"{norm:.6g}") for name, norm in norms.items()}}
     cells = {}
     for image_id, maps in open_entry(folder, manifest, chosen):

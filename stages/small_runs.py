@@ -23,6 +23,7 @@ from wsssbed_hub.mounts import place
 
 REPOSITORY = os.environ.get("WSSSBED_IMAGES", "wsssbed")
 ORDER = ("sod", "cam", "pseudo", "seg")  # what is made before it can be used; others come last
+TARGET = "shapes"
 STEPS, LIMIT, BATCH = 3, 6, 2
 NEEDS = {"cam": ("sal",), "pseudo": ("sal", "cam"), "seg": ("label",)}
 _OPTIONS = {"sal": "--sal", "cam": "--cam", "label": "--labels"}
@@ -52,7 +53,7 @@ def in_order(names: Sequence[str] = ()) -> list[Stage]:
 def small_run(stage: Stage, made: Made, extra: Sequence[str] = ()) -> SmallRun:
     """The smallest run of a stage that trains and writes; ``extra`` goes to those that train."""
     family = _family(stage)
-    arguments = ["--target", "shapes", "--limit", str(LIMIT)]
+    arguments = ["--target", TARGET, "--limit", str(LIMIT)]
     if family != "pseudo":
         arguments += ["--recipe", "shapes", "--init", "random", "--workers", "1"]
         arguments += ["--steps", str(STEPS), "--batch-size", str(BATCH), *extra]
@@ -89,7 +90,7 @@ def made_in(out: Path) -> dict[str, Entry]:
     if not folders:
         raise HubError(f"The stage ended well and left no artifact in {out}.")
     manifests = [read_manifest(folder) for folder in folders]
-    return {manifest.key: manifest.choose("shapes").entry for manifest in manifests}
+    return {manifest.key: manifest.choose(TARGET).entry for manifest in manifests}
 
 
 def outside(data_root: Path, *, threads: int | None = None) -> Callable[[SmallRun, Path], None]:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from wsssbed_hub.containers import (
 )
 from wsssbed_hub.errors import UsageError
 
+IMAGE = f"wsssbed/sod-poolnet:{version('wsssbed-hub')}"
 ID = "sha256:" + "ab" * 32
 PUSHED = "sha256:" + "cd" * 32
 
@@ -69,6 +71,7 @@ def test_podman_keeps_the_callers_id_and_takes_gpus_by_cdi() -> None:
     assert follows(command, "--userns", "keep-id")
     assert follows(command, "--device", "nvidia.com/gpu=0")
     assert follows(command, "--device", "nvidia.com/gpu=2")
+    assert "--userns" not in engine_command("podman", job(user=(0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,26 @@ def test_apptainer_cannot_bind_every_path() -> None:
         apptainer_command(job(mounts=(Mount(Path("/a:b"), "/data"),)))
 
 
+def test_the_page_on_running_images_shows_what_is_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "running-images.md").read_text()
+    block = next(b for b in page.split("```\n") if b.startswith("docker run \\\n  --rm"))
+    mounts = (
+        Mount(Path("/home/me/data"), "/data"),
+        Mount(Path("/home/me/artifacts"), "/artifacts", read_only=False),
+        Mount(Path("/home/me/.cache/wsssbed-hub/stages"), "/cache", read_only=False),
+        Mount(Path("/home/me/resnet50_caffe.pth"), "/inputs/1/resnet50_caffe.pth"),
+    )
+    shown = job(
+        image="wsssbed/sod-poolnet@sha256:…",
+        digest="sha256:…",
+        user=(1000, 1000),
+        gpus=("all",),
+        mounts=mounts,
+        arguments=("--data", "duts", "--init", "/inputs/1/resnet50_caffe.pth"),
+    )
+    assert shlex.split(block.replace("\\\n", " ")) == engine_command("docker", shown)
+
+
 @pytest.mark.parametrize(
     ("image", "name"),
     [
@@ -188,7 +211,7 @@ class Machine:
         ps: str = "",
         code: int = 0,
     ) -> None:
-        local = {"wsssbed/sod-poolnet:0.1.0": {"Id": ID, "RepoDigests": []}}
+        local = {IMAGE: {"Id": ID, "RepoDigests": []}}
         text = ENGINE.format(python=sys.executable, images=images or local, ps=ps, code=code)
         self.script(name, text)
 
@@ -248,23 +271,38 @@ def test_print_only_prints(machine: Machine) -> None:
 def test_print_without_an_engine_says_that_nothing_pins_the_image(machine: Machine) -> None:
     done = machine.call("run", "--print", "sod-poolnet", "--data", "duts")
     assert done.returncode == 0, done.stderr
-    assert "wsssbed/sod-poolnet:0.1.0 --data duts" in done.stdout.replace(" \\\n ", "")
+    assert f"{IMAGE} --data duts" in done.stdout.replace(" \\\n ", "")
     assert "no digest pins it" in done.stderr
 
 
 def test_apptainer_of_a_pushed_image_takes_its_digest(machine: Machine) -> None:
     name = f"wsssbed/sod-poolnet@{PUSHED}"
     image = {"Id": ID, "RepoDigests": ["other/x@" + ID, name]}
-    machine.install(images={"wsssbed/sod-poolnet:0.1.0": image})
+    machine.install(images={IMAGE: image})
     done = machine.call("run", "--apptainer", "sod-poolnet", "--data", "duts")
     assert f"docker://{name}" in done.stdout
     assert f"WSSSBED_IMAGE_DIGEST={PUSHED}" in done.stdout
+    assert "--nv" in done.stdout  # the node it will run on has GPUs, if this one has none
+
+
+@pytest.mark.parametrize(
+    ("names", "image"),
+    [
+        ([f"localhost/wsssbed/sod-poolnet@{PUSHED}"], ID),  # podman's own, known to nobody else
+        ([f"docker.io/wsssbed/sod-poolnet@{PUSHED}"], f"docker.io/wsssbed/sod-poolnet@{PUSHED}"),
+    ],
+)
+def test_podman_pins_what_was_in_a_registry(machine: Machine, names: list[str], image: str) -> None:
+    found = {"Id": ID.removeprefix("sha256:"), "RepoDigests": names}
+    machine.install("podman", images={IMAGE: found})
+    called = json.loads(machine.call("run", "sod-poolnet", "--data", "duts").stdout)
+    assert called[-3:] == [image, "--data", "duts"]
 
 
 def test_apptainer_of_an_image_that_was_never_pushed_takes_it_from_docker(machine: Machine) -> None:
     machine.install()
     done = machine.call("run", "--apptainer", "sod-poolnet", "--data", "duts")
-    assert "docker-daemon:wsssbed/sod-poolnet:0.1.0" in done.stdout
+    assert f"docker-daemon:{IMAGE}" in done.stdout
 
 
 def test_the_stages_help_is_the_stages(machine: Machine) -> None:
@@ -299,7 +337,7 @@ def test_a_missing_image_says_how_to_get_it(machine: Machine) -> None:
     done = machine.call("run", "sod-polnet", "--data", "duts")
     assert done.returncode == 1
     assert "make image-sod-polnet" in done.stderr
-    assert "docker pull wsssbed/sod-polnet:0.1.0" in done.stderr
+    assert f"docker pull wsssbed/sod-polnet:{version('wsssbed-hub')}" in done.stderr
     assert "Did you mean 'sod-poolnet'?" in done.stderr
 
 

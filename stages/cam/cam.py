@@ -40,7 +40,7 @@ from wsssbed_hub import manifest
 class Recipe:
     """The published training on VOC (``voc12_cls.sh``)."""
 
-    initial: str = "ilsvrc-cls_rna-a1_cls1000_ep-0001"  # ResNet-38, for the backbone
+    initial: str = "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth"  # ResNet-38, for the backbone
     freeze_early: bool = True  # the first convolution and stage 2
     frozen_norm: bool = True  # batch norm keeps its statistics, scale and shift
     width: int = 64  # channels of the first convolution; all others follow
@@ -69,12 +69,13 @@ RECIPES = {
         width=8,
         blocks=(1, 1, 1, 1),
         dropout=(0.0, 0.0, 0.0),
-        steps=300,
+        steps=400,
         learning_rate=0.03,
         classifier_factor=1.0,
         momentum=0.9,
         long_side=(96, 144),
         crop=112,
+        scales=(0.5, 1.0, 1.5),
     ),
 }
 
@@ -97,7 +98,7 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         feature = self.dropout(self.backbone(image).conv6)
-        return self.classifier(F.adaptive_avg_pool2d(feature, 1)).flatten(1)
+        return self.classifier(feature.mean((2, 3), keepdim=True)).flatten(1)
 
     def maps(self, image: Tensor) -> Tensor:
         """Activation maps float[N, classes, ceil(H/8), ceil(W/8)], at least 0, of any scale."""
@@ -148,9 +149,9 @@ class Method(CamMethod):
     )
     recipes = RECIPES
     initial = Initial(
-        "ilsvrc-cls_rna-a1_cls1000_ep-0001.params, converted to the names of the published "
-        "PyTorch checkpoints and saved by torch",
-        "https://github.com/itijyou/ademxapp",
+        "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",
+        "an MXNet model of https://github.com/itijyou/ademxapp; converted to PyTorch at "
+        "https://github.com/visinf/1-stage-wseg",
     )
     recipe: Recipe
 

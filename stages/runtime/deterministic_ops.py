@@ -9,6 +9,8 @@ torch's own. (Bilinear and nearest interpolation need no such help: torch brings
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,15 +55,25 @@ def adaptive_max_pool2d(x: Tensor, size: Size) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """The mean over all pixels: float[N, C, H, W] and int64[N, H, W] to a scalar.
+    """Mean or sum over all pixels: float[N, C, H, W] and int64[N, H, W] to a scalar.
 
-    With ``weight``, float[C], it is the weighted mean. NaN if every pixel is ignored.
+    With ``weight``, float[C], every pixel counts with its class's. The mean is NaN if every pixel
+    is ignored.
     """
     if not needed(logits):
-        return F.cross_entropy(logits, target, weight, ignore_index=ignore_index)
+        return F.cross_entropy(
+            logits, target, weight, ignore_index=ignore_index, reduction=reduction
+        )
     losses = F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
+    if reduction == "sum":
+        return losses.sum()
     counted = target != ignore_index
     if weight is None:
         return losses.sum() / counted.sum()

@@ -49,10 +49,14 @@ def deferred() -> Iterator[Callable[[], int]]:
         yield lambda: noted[0] if noted else 0
 
 
-def reset_in_worker() -> None:
-    """In a process that loads data: the terminal's SIGINT is its parent's affair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def ignore_in_worker() -> None:
+    """In a process that loads data: signals to the whole group are its parent's affair.
+
+    Terminals, ``timeout`` and job schedulers signal every process; the batches are still needed
+    then, to finish the step. The loader tells its processes through a queue when to end.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -206,4 +206,4 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    interruption.reset_in_worker()
+    interruption.ignore_in_worker()

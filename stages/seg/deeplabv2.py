@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from stages.backbones.caffe_resnet import CAFFE_NAMES, CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.runtime.deterministic_ops import cross_entropy
 from stages.runtime.distributed import global_mean
 from stages.runtime.images import caffe_bgr
 from stages.runtime.method import Initial
@@ -74,10 +75,12 @@ RECIPES = {
         blocks=(1, 1, 1, 1),
         rates=(1, 2, 3, 4),
         frozen_norm=False,
-        steps=200,
+        steps=300,
         batch_size=8,
         accumulate=1,
-        learning_rate=5e-3,
+        learning_rate=0.03,
+        pyramid_factor=0.04,
+        bias_factor=0.1,
         crop=112,
     ),
 }
@@ -166,7 +169,7 @@ def scale_losses(logits: Logits, label: Tensor) -> list[Tensor]:
     losses = []
     for scores in (*logits.scales, logits.fused):
         small = shrink_label(label, scores.shape[2:])
-        total = F.cross_entropy(scores.float(), small, ignore_index=IGNORE, reduction="sum")
+        total = cross_entropy(scores.float(), small, ignore_index=IGNORE, reduction="sum")
         losses.append(global_mean(total, (small != IGNORE).sum()))
     return losses
 
@@ -227,7 +230,7 @@ class Method(SegMethod):
     recipes = RECIPES
     initial = Initial(
         "deeplabv1_resnet101-coco.pth",
-        "the README of https://github.com/kazuto1011/deeplab-pytorch (a Caffe model to convert)",
+        "a Caffe model; how to get and convert it: https://github.com/kazuto1011/deeplab-pytorch",
     )
     recipe: Recipe
 

@@ -30,10 +30,11 @@ from torch.nn import functional as F
 from stages.backbones.caffe_resnet import CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.runtime.deterministic_ops import adaptive_avg_pool2d
 from stages.runtime.images import caffe_bgr, to_uint8
 from stages.runtime.method import Initial
 from stages.runtime.norm import freeze_batchnorm
-from stages.runtime.phases import Phase, Source
+from stages.runtime.phases import Batch, Phase, Source
 from stages.sod import SodMethod
 from wsssbed_hub import manifest
 from wsssbed_hub.targets import SodDataset
@@ -71,7 +72,7 @@ RECIPES = {
         init_std=None,
         width=8,
         blocks=(1, 1, 1, 1),
-        steps=240,
+        steps=320,
         learning_rate=1e-3,
         batch_size=8,
         accumulate=1,
@@ -113,7 +114,7 @@ class PyramidPooling(nn.Module):
         x = self.reduce(x)
         levels = [x]
         for size, conv in zip(PYRAMID, self.branches, strict=True):
-            levels.append(_resize(F.relu(conv(F.adaptive_avg_pool2d(x, size))), x))
+            levels.append(_resize(F.relu(conv(adaptive_avg_pool2d(x, size))), x))
         return F.relu(self.fuse(torch.cat(levels, 1)))
 
 
@@ -184,7 +185,7 @@ def saliency_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     ``logits`` and ``label`` are float[N, 1, H, W], the label in [0, 1].
     """
-    total = F.binary_cross_entropy_with_logits(logits, label, reduction="sum")
+    total = F.binary_cross_entropy_with_logits(logits.float(), label, reduction="sum")
     return total / len(logits)
 
 
@@ -255,7 +256,7 @@ class Method(SodMethod):
         steps = recipe.steps or recipe.epochs * len(pairs) // recipe.batch_size
         first = min(steps, steps * recipe.decay_epoch // recipe.epochs)
 
-        def loss(batches: dict[str, dict], step: int) -> dict[str, Tensor]:
+        def loss(batches: dict[str, Batch], step: int) -> dict[str, Tensor]:
             batch = batches["pairs"]
             return {"saliency": saliency_loss(network(batch["image"]), batch["label"])}
 

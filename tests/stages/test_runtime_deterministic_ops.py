@@ -4,6 +4,7 @@ substitutes are asked for by hand."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -74,18 +75,16 @@ def test_max_pooling_gives_the_gradient_of_equal_numbers_to_the_first() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_cross_entropy_is_torchs(weighted: bool) -> None:
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_is_torchs(reduction: Literal["mean", "sum"], weighted: bool) -> None:
     chance = torch.Generator().manual_seed(5)
     logits = torch.randn(2, 4, 9, 11, generator=chance)
     target = torch.randint(0, 4, (2, 9, 11), generator=chance)
     target[:, :3] = 255
     weight = torch.tensor([0.5, 1.0, 2.0, 3.0]) if weighted else None
-    mine = with_gradient(
-        lambda x: ops.cross_entropy(x, target, weight, ignore_index=255)[None], logits
-    )
-    theirs = with_gradient(
-        lambda x: F.cross_entropy(x, target, weight, ignore_index=255)[None], logits
-    )
+    how: dict[str, Any] = {"ignore_index": 255, "reduction": reduction}
+    mine = with_gradient(lambda x: ops.cross_entropy(x, target, weight, **how)[None], logits)
+    theirs = with_gradient(lambda x: F.cross_entropy(x, target, weight, **how)[None], logits)
     same(mine, theirs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -27,7 +28,12 @@ def started(folder: Path, plan: dict, processes: int = 1) -> subprocess.Popen:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         command[1:1] = [*launcher, str(processes)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder.parent
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder.parent,
+        start_new_session=True,
     )
 
 
@@ -75,9 +81,9 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(tmp_path: Pa
 def test_a_signal_ends_the_process_with_a_message_and_its_exit_code(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = started(tmp_path / "run", {"steps": (100_000, 1), "pause": 0.01})
+    process = started(tmp_path / "run", {"steps": (100_000, 1), "pause": 0.01, "workers": 2})
     wait_for_steps(tmp_path / "run")
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as terminals and schedulers do: also those that load images
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "stopped: Stopped after step" in output
