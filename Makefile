@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check format schema constraints clean
+.PHONY: help install demo test check format schema manifests constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -33,6 +33,7 @@ check: install  ## lint, format, types, generated files
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m wsssbed_hub.schema --check manifests/manifest.schema.json
+	$(BIN)/python -m wsssbed_hub.release_manifests --check manifests
 
 format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix
@@ -40,6 +41,9 @@ format: install  ## let ruff format the code
 
 schema: install  ## write the manifest's JSON schema
 	$(BIN)/python -m wsssbed_hub.schema manifests/manifest.schema.json
+
+manifests: install  ## write the manifests of the WSSS-BED release
+	$(BIN)/python -m wsssbed_hub.release_manifests manifests
 
 constraints: pyproject.toml  ## resolve every dependency anew and pin what came out
 	rm -rf build/resolve && $(PYTHON) -m venv build/resolve

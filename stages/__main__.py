@@ -6,6 +6,7 @@ import os
 import sys
 
 from stages.runtime.catalogue import all_stages, find_stage
+from stages.runtime.ending import leave
 from wsssbed_hub.errors import HubError
 
 # torch's threads spin while they wait for each other. Where other work shares the cores, that costs
@@ -39,4 +40,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

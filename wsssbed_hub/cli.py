@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from wsssbed_hub.commands import artifacts, containers, data, measure
+from wsssbed_hub.commands import artifacts, containers, contribute, data, measure
 from wsssbed_hub.errors import HubError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 artifacts.register(app)
 measure.register(app)
+contribute.register(app)
 data.register(app)
 containers.register(app)
 

@@ -18,8 +18,9 @@ from wsssbed_hub.files import (
     write_whole,
 )
 from wsssbed_hub.keyfolder import MANIFEST, read_manifest, verify_folder
-from wsssbed_hub.keys import KINDS, Key, Version
-from wsssbed_hub.manifest import Chosen, File, Manifest
+from wsssbed_hub.keys import KINDS, Key
+from wsssbed_hub.manifest import File, Manifest
+from wsssbed_hub.publishing import Plan, Transfer
 from wsssbed_hub.store import copy_checked
 
 
@@ -90,52 +91,30 @@ class FolderRegistry:
         already with the same content stays as it is; with other content it is a HubError. A killed
         run leaves nothing that can be seen and may be repeated.
         """
-        manifest = read_manifest(folder)
-        if version is not None and len(manifest.versions) != 1:
-            have = ", ".join(manifest.versions)
-            raise UsageError(f"{folder} holds the versions {have}: they are published as they are.")
-        moves = [(chosen, _renumbered(chosen, version)) for chosen in manifest.entries()]
-        goal = manifest.with_entries(new for _, new in moves)
-        place = self._folder(goal.parsed_key)
-        size = sum(chosen.entry.size for chosen, _ in moves)
-        verify_folder(folder, progress=share(progress, 0, size, 2 * size))
-        with expect_trouble(self.root, size), exclusive(place, folder=True):
-            old = self.find(goal.parsed_key) if (place / MANIFEST).exists() else None
-            merged = goal if old is None else old.merged(goal)
+        plan = Plan(folder, version)
+        place = self._folder(plan.key)
+        verify_folder(folder, progress=share(progress, 0, plan.size, 2 * plan.size))
+        with expect_trouble(self.root, plan.size), exclusive(place, folder=True):
+            old = self.find(plan.key) if (place / MANIFEST).exists() else None
+            merged = plan.manifest if old is None else old.merged(plan.manifest)
             if merged is not old:
-                there = {chosen[:2] for chosen in old.entries()} if old else set()
-                missing = [move for move in moves if move[1][:2] not in there]
-                _copy(folder, place, missing, share(progress, size, size, 2 * size))
+                copied = share(progress, plan.size, plan.size, 2 * plan.size)
+                _copy(folder, place, plan.missing(old), copied)
                 write_whole(place / MANIFEST, merged.dump().encode())
                 sync_folder(place.parent)
         if progress is not None:
-            progress(2 * size, 2 * size)
-        return [goal.parsed_key.at(number) for number in goal.versions]
+            progress(2 * plan.size, 2 * plan.size)
+        return plan.keys
 
 
-def _renumbered(chosen: Chosen, version: str | None) -> Chosen:
-    """The entry as it is under another version, the files in that version's folder."""
-    if version is None:
-        return chosen
-    number = Version.parse(version)
-    folder = f"{chosen.target}/{number}"
-    files = [f.model_copy(update={"path": f"{folder}/{f.name}"}) for f in chosen.entry.files]
-    return Chosen(number, chosen.target, chosen.entry.model_copy(update={"files": files}))
-
-
-def _copy(
-    folder: Path, place: Path, moves: list[tuple[Chosen, Chosen]], progress: Progress | None
-) -> None:
-    """Copies the files of entries into ``place``, whose lock the caller holds."""
+def _copy(folder: Path, place: Path, transfers: list[Transfer], progress: Progress | None) -> None:
+    """Copies files into ``place``, whose lock the caller holds."""
     for left in place.rglob(".*.tmp"):  # of a run that was killed
         left.unlink()
-    pairs = [
-        pair for old, new in moves for pair in zip(old.entry.files, new.entry.files, strict=True)
-    ]
-    total = sum(file.size for file, _ in pairs)
+    total = sum(transfer.here.size for transfer in transfers)
     check_room(place, total)
     done = 0
-    for old, new in pairs:
+    for old, new in transfers:
         goal = place / new.path
         goal.parent.mkdir(parents=True, exist_ok=True)
         temporary = goal.with_name(f".{goal.name}.tmp")

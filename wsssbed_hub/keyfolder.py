@@ -220,6 +220,7 @@ def complete(
     title: str,
     method: Method,
     trained_on: Sequence[TrainedOn] = (),
+    trained_with: Sequence[str] = (),
     licence: str | None = None,
     provenance: Provenance | None = None,
     results: Sequence[Result] = (),
@@ -238,6 +239,7 @@ def complete(
         title=title,
         method=method,
         trained_on=list(trained_on),
+        trained_with=list(trained_with),
         licence=licence,
         versions={version: {target: entry}},
     )

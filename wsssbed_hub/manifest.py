@@ -46,9 +46,14 @@ class Method(Model):
 
 
 class TrainedOn(Model):
-    """A dataset that the method was trained on, and what of it supervised the training."""
+    """A dataset that the method was trained on, and what of it supervised the training.
 
-    dataset: Name
+    ``target`` restricts it to the entries over that target: an activation map over ``voc12`` comes
+    from a network trained on ``voc12``.
+    """
+
+    dataset: Name | None = None
+    target: Name | None = None
     images: Annotated[int, Field(ge=1)] | None = None
     supervision: Supervision
 
@@ -83,9 +88,16 @@ class HubSource(Model):
 
 
 class UrlSource(Model):
-    """One file somewhere on the web; without a sha256 the first pull pins one."""
+    """A zip of PNGs in the release layout, somewhere on the web.
 
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    ``release`` names the release that it is part of, if that was published without checksums: then
+    the first pull pins them in the lock file (see ``wsssbed_hub.lock``).
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$", max_length=2000)]
+    release: Text | None = None
+    size: Annotated[int, Field(ge=1)] | None = None
+    sha256: Digest | None = None
 
 
 class Ingredient(Model):
@@ -203,7 +215,11 @@ class Entry(Model):
 
 
 class Manifest(Model):
-    """Everything about one key, all versions and targets."""
+    """Everything about one key, all versions and targets.
+
+    ``trained_with`` are the keys of artifacts that the training saw, such as the saliency maps of
+    EPS, where no more is known of them than that; a provenance says it with digests.
+    """
 
     schema_version: Literal[1] = 1
     key: str
@@ -211,6 +227,7 @@ class Manifest(Model):
     title: Text
     method: Method
     trained_on: list[TrainedOn] = []
+    trained_with: list[str] = []
     licence: Text | None = None
     versions: dict[str, dict[str, Entry]]
 
@@ -219,6 +236,8 @@ class Manifest(Model):
         try:
             key = Key.parse(self.key)
             versions = [Version.parse(version) for version in self.versions]
+            for other in self.trained_with:
+                Key.parse(other)
         except UsageError as error:
             raise ValueError(str(error)) from None
         if key.version is not None:

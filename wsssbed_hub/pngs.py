@@ -78,6 +78,10 @@ class _Release(EncodedMaps):
         class_ids = self._classes.setdefault(check_image_id(match["image_id"]), [])
         class_ids.append(int(match["class_id"]))
 
+    def class_ids(self, image_id: str) -> list[int]:
+        """Classes of the image's activation maps, by the names of the files; ascending."""
+        return list(self._classes.get(image_id, []))
+
     def pngs(self, image_id: str) -> tuple[list[bytes], list[int]]:
         class_ids = self._classes.get(image_id)
         if class_ids is None:

@@ -1,7 +1,7 @@
 """Registries, and what people do with them: pull, verify, load.
 
 A registry is any place that holds manifests and files. ``Registry`` is all that is asked of one;
-``open_registry`` is where other kinds of places (the Hub, S3) will be recognised by their scheme.
+``open_registry`` recognises the kinds of places (a folder, the Hub, a URL) by how they are written.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ from urllib.parse import unquote, urlsplit
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.files import Progress, share
 from wsssbed_hub.folder_registry import FolderRegistry
+from wsssbed_hub.index import WithIndex
 from wsssbed_hub.keyfolder import Verified, open_entry, read_manifest, verify_folder
 from wsssbed_hub.keys import Key, looks_like_key
-from wsssbed_hub.manifest import Chosen, File, Manifest
+from wsssbed_hub.manifest import Chosen, File, HubSource, Manifest
 from wsssbed_hub.pngs import write_pngs
-from wsssbed_hub.store import Store
+from wsssbed_hub.registries import Registries, config_file, configured, split
+from wsssbed_hub.release import from_url, is_url_only
+from wsssbed_hub.store import Opener, Store
 
 if TYPE_CHECKING:
     import datasets
+
+HUB = "hf:"  # how an address on the Hugging Face Hub begins
 
 __all__ = [
     "FolderRegistry",
     "Registry",
     "default_registry",
     "load_dataset",
+    "locate",
+    "names_artifact",
     "open_registry",
     "pull",
     "verify",
@@ -55,31 +62,81 @@ class Registry(Protocol):
 
 
 def default_registry() -> str:
-    """``$WSSSBED_REGISTRY``, else a folder of the user's own."""
+    """Where is published if nothing else is said: ``$WSSSBED_REGISTRY``, or the first of those that
+    it lists, else a folder of the user's own."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return os.environ.get("WSSSBED_REGISTRY") or str(Path(base) / "wsssbed-hub" / "registry")
+    own = str(Path(base) / "wsssbed-hub" / "registry")
+    return next(iter(split(os.environ.get("WSSSBED_REGISTRY", ""))), own)
+
+
+def registries_in_use() -> tuple[str, list[str]]:
+    """What is searched where no registry is named, and what says so: ``WSSSBED_REGISTRY`` alone if
+    it is set, else the user's own folder and then those of the config file."""
+    if os.environ.get("WSSSBED_REGISTRY"):
+        return "WSSSBED_REGISTRY", split(os.environ["WSSSBED_REGISTRY"])
+    return str(config_file()), [default_registry(), *configured()]
 
 
 def open_registry(where: Registry | str | Path | None = None, *, create: bool = False) -> Registry:
-    """The registry at ``where``, a folder or a ``file://`` URL; the default one if it is None.
+    """The registry at ``where``: a folder, ``hf:<namespace>``, a URL that fsspec reads, or several
+    of these in order with commas between them; if it is None ``registries_in_use``, and behind
+    them the index of record.
 
-    Raises UsageError for other URLs, and for a folder that is not there unless it is the default
-    one or the caller means to ``create`` it by publishing.
+    Raises UsageError for what is no registry, and for a folder that is not there unless nobody
+    named it or the caller means to ``create`` it by publishing.
     """
     if where is not None and not isinstance(where, str | Path):
         return where
-    text = str(where or default_registry())
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme != "file":
-        raise UsageError(
-            f"{text}: a registry is a folder or a file:// URL; {scheme}:// is not read."
-        )
+    texts = [str(where)] if isinstance(where, Path) else split(where or "")
+    may_be_missing = create or not texts
+    texts = texts or registries_in_use()[1]
+    places = [_place(text, may_be_missing=may_be_missing) for text in texts]
+    place = places[0] if len(places) == 1 else Registries(places)
+    return WithIndex(place) if where is None else place
+
+
+def check_address(text: str) -> str:
+    """What to write down for a registry: ``text``, or the whole path of a folder.
+
+    Raises UsageError if it is no registry, HubError if a package is missing that reads it.
+    """
+    place = _place(text, may_be_missing=False)
+    return str(place) if isinstance(place, FolderRegistry) else text
+
+
+def _place(text: str, *, may_be_missing: bool) -> Registry:
+    """The registry that ``text`` spells."""
+    if text.startswith(HUB):
+        from wsssbed_hub.hub import HubRegistry
+
+        return HubRegistry(text.removeprefix(HUB))
+    _, separator, _ = text.partition("://")
+    if separator and not text.startswith("file://"):
+        from wsssbed_hub.url_registry import UrlRegistry
+
+        return UrlRegistry(text)
     if separator and urlsplit(text).netloc not in ("", "localhost"):
         raise UsageError(f"{text}: write a folder of this machine as file:///path.")
     root = Path(unquote(urlsplit(text).path) if separator else text)
-    if where is not None and not create and not root.is_dir():
+    if not may_be_missing and not root.is_dir():
         raise UsageError(f"There is no registry at {root}. `wsssbed-hub push` makes one.")
     return FolderRegistry(root)
+
+
+def names_artifact(text: str) -> bool:
+    """Whether ``text`` can only be meant as a key, or as a repository on the Hub."""
+    return text.startswith(HUB) or looks_like_key(text)
+
+
+def locate(what: str | Key, registry: Registry | str | Path | None = None) -> tuple[Registry, Key]:
+    """Where an artifact is, and its key: one of ``registry``, or whatever the repository that
+    ``hf:<namespace>/<repository>[@revision]`` names on the Hub holds."""
+    if isinstance(what, str) and what.startswith(HUB):
+        from wsssbed_hub.hub import open_repository
+
+        return open_repository(what)
+    key = Key.parse(what) if isinstance(what, str) else what
+    return open_registry(registry), key
 
 
 def pull(
@@ -93,25 +150,26 @@ def pull(
 ) -> Path:
     """Fetches one entry of ``key`` and gives the key folder it lies in, whole and verified.
 
-    Without a version in the key it is the highest that covers ``target``, which may be left out if
-    the key covers one only. The folder is ``to``, or one in the cache; ``as_="png"`` writes ``to``
-    as PNGs in the layout of the release. Interrupted or killed, it goes on when it is called again.
-    ``progress(bytes, of)`` as it goes.
+    ``key`` is a key, or a repository on the Hub (see ``locate``). Without a version it is the
+    highest that covers ``target``, which may be left out if the key covers one only. The folder is
+    ``to``, or one in the cache; ``as_="png"`` writes ``to`` as PNGs in the layout of the release.
+    Interrupted or killed, it goes on when it is called again. ``progress(bytes, of)`` as it goes.
 
     Raises UsageError for an unknown key, version or target; HubError for wrong bytes, a full disk,
     or if ``to`` is something else already.
     """
-    wanted = Key.parse(key) if isinstance(key, str) else key
+    place, wanted = locate(key, registry)
     _check_form(wanted, as_, to)
-    place = open_registry(registry)
     manifest, chosen = _narrow(place.find(wanted), wanted, target)
 
-    def open_file(file: File, offset: int) -> BinaryIO:
-        return place.open(wanted, file, offset)
-
+    store = Store()
+    open_file = _opener(place, wanted, chosen)
+    if is_url_only(chosen.entry):
+        manifest, open_file = from_url(manifest, chosen, store=store, progress=progress)
+        (chosen,) = manifest.entries()
     size = chosen.entry.size
     steps = 2 if as_ == "png" else 1
-    folder = Store().pull(
+    folder = store.pull(
         manifest,
         open_file,
         to=Path(to) if to is not None and as_ == "parquet" else None,
@@ -121,6 +179,17 @@ def pull(
         return folder
     maps = open_entry(folder, manifest, chosen)
     return write_pngs(maps, Path(to), progress=share(progress, size, size, 2 * size))
+
+
+def _opener(place: Registry, key: Key, chosen: Chosen) -> Opener:
+    """What opens the files of an entry: they are beside the manifest, or on the Hub at a commit."""
+    source = chosen.entry.source
+    if isinstance(source, HubSource):
+        from wsssbed_hub.hub_repository import HubRepository
+
+        repository, commit = HubRepository(source.repo), source.commit
+        return lambda file, offset: repository.open(file.path, commit, offset, file.size)
+    return lambda file, offset: place.open(key, file, offset)
 
 
 def _check_form(key: Key, as_: str, to: str | Path | None) -> None:
@@ -135,7 +204,7 @@ def _check_form(key: Key, as_: str, to: str | Path | None) -> None:
 def _narrow(manifest: Manifest, key: Key, target: str | None) -> tuple[Manifest, Chosen]:
     """The manifest with just the entry that is meant: a key folder holds all its manifest lists."""
     chosen = manifest.choose(target, key.version)
-    if not chosen.entry.files:
+    if not chosen.entry.files and not is_url_only(chosen.entry):
         raise HubError(
             f"{key} over {chosen.target} is not in this registry, only where it comes from: "
             f"{chosen.entry.source}."
@@ -155,7 +224,7 @@ def verify(
     A key is pulled first. Raises HubError at the first claim that does not hold (see
     ``keyfolder.verify_folder``), UsageError for what is neither.
     """
-    if isinstance(what, str) and looks_like_key(what):
+    if isinstance(what, str) and names_artifact(what):
         what = pull(what, target, registry=registry)
     if not Path(what).is_dir():
         raise UsageError(f"{what} is neither a key nor a folder.")
@@ -172,7 +241,7 @@ def load_dataset(
     """
     from datasets import Dataset
 
-    if isinstance(key, str) and looks_like_key(key):
+    if isinstance(key, str) and names_artifact(key):
         key = pull(key, target, registry=registry)
     folder = Path(key)
     manifest = read_manifest(folder)

@@ -21,6 +21,7 @@ from stages.runtime import distributed
 from stages.runtime.chance import reseed
 from stages.runtime.checkpoint import save_weights
 from stages.runtime.command import guarded
+from stages.runtime.ending import leave
 from stages.runtime.trainer import Conduct, Phase, Source, Trainer, poly
 
 
@@ -155,9 +156,8 @@ def main() -> None:
     plan = Plan(**json.loads(sys.argv[2])) if len(sys.argv) > 2 else Plan()
     distributed.start(torch.device("cpu"))
     train(Path(sys.argv[1]), plan)
-    distributed.stop()
 
 
 if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    sys.exit(guarded(main))
+    leave(guarded(main))

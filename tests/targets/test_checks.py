@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from layouts import annotation, grey_png, mask, pairs, palette_png, remove, sbd, voc
 
-from tests.targets.layouts import annotation, grey_png, mask, pairs, palette_png, remove, sbd, voc
 from wsssbed_hub.errors import UsageError
 from wsssbed_hub.targets import SOD_DATASETS, TARGETS, Finding, Report, check, is_there
 

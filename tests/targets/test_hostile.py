@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import id_list, image, mask, sbd_mat, voc
 from PIL import Image
+from samples import header, png, png_chunks
 from scipy.io import savemat
 
-from tests.samples import header, png, png_chunks
-from tests.targets.layouts import id_list, image, mask, sbd_mat, voc
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.targets import open_target
 from wsssbed_hub.targets.annotations import object_names, read_sbd_mask

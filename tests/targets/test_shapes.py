@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killing import exit_code, in_child
 from PIL import Image
+from samples import leftovers
 
-from tests.killing import exit_code, in_child
-from tests.samples import leftovers
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.targets import check, make_shapes, open_sod_dataset, open_target
 from wsssbed_hub.targets.shapes.objects import CLASSES, OTHERS, Place, cover

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import grey_png, image, mask, pairs, remove
 from PIL import Image
 
-from tests.targets.layouts import grey_png, image, mask, pairs, remove
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.targets import SOD_DATASETS, open_sod_dataset
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from tests.targets.layouts import (
+from layouts import (
     annotation,
     grey_png,
     id_list,
@@ -19,6 +17,8 @@ from tests.targets.layouts import (
     sbd,
     voc,
 )
+from PIL import Image
+
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.reader import Maps
 from wsssbed_hub.targets import open_target

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsssbed_hub.commands import registries
 from wsssbed_hub.commands.common import (
     AsJson,
     Registry,
@@ -19,6 +20,9 @@ from wsssbed_hub.commands.common import (
 
 if TYPE_CHECKING:
     from wsssbed_hub.manifest import Manifest
+
+
+_WHICH = "KEY[@VERSION], or hf:NAMESPACE/REPOSITORY[@REVISION] on the Hub."
 
 
 class Form(StrEnum):
@@ -67,7 +71,7 @@ def _rows(manifest: Manifest) -> list[dict[str, Any]]:
                 "version": str(version),
                 "target": target,
                 "method": manifest.method.name,
-                "trained on": ", ".join(item.dataset for item in manifest.trained_on),
+                "trained on": _trained_on(manifest, target),
                 "images": entry.images,
                 "size": human(sum(file.size for file in entry.files)) if entry.files else None,
             }
@@ -75,17 +79,22 @@ def _rows(manifest: Manifest) -> list[dict[str, Any]]:
     return rows
 
 
+def _trained_on(manifest: Manifest, target: str) -> str:
+    """The datasets that what covers ``target`` was trained on; ``?`` for one that is not known."""
+    items = [item for item in manifest.trained_on if item.target in (None, target)]
+    return ", ".join(item.dataset or "?" for item in items)
+
+
 def show(
-    key: Annotated[str, typer.Argument(help="KEY or KEY@VERSION.")],
+    key: Annotated[str, typer.Argument(help=_WHICH)],
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a manifest says: versions, files, how they were made and from what."""
-    from wsssbed_hub.keys import Key
-    from wsssbed_hub.registry import open_registry
+    from wsssbed_hub.registry import locate
 
-    wanted = Key.parse(key)
-    manifest = open_registry(registry).find(wanted)
+    place, wanted = locate(key, registry)
+    manifest = place.find(wanted)
     if wanted.version is not None:
         for target in manifest.targets():
             manifest.entry(wanted.version, target)
@@ -100,7 +109,7 @@ def show(
 
 
 def pull(
-    key: Annotated[str, typer.Argument(help="KEY or KEY@VERSION.")],
+    key: Annotated[str, typer.Argument(help=_WHICH)],
     target: Target = None,
     form: Annotated[
         Form,
@@ -133,19 +142,38 @@ def push(
     version: Annotated[
         str | None, typer.Option(help="Publish under this version.", show_default="the folder's")
     ] = None,
-    registry: Registry = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            "--registry",
+            envvar="WSSSBED_REGISTRY",
+            help="Where to publish: a folder, or hf:NAMESPACE on the Hub.",
+            show_default="~/.local/share/wsssbed-hub/registry",
+        ),
+    ] = None,
+    pull_request: Annotated[
+        bool, typer.Option("--pr", help="Open a pull request on the Hub instead of publishing.")
+    ] = False,
 ) -> None:
     """Publish an artifact, whole or not at all. A published version never changes."""
+    from wsssbed_hub.errors import UsageError
+    from wsssbed_hub.hub import HubRegistry
     from wsssbed_hub.registry import open_registry
 
-    place = open_registry(registry, create=True)
+    place = open_registry(to, create=True)
+    if pull_request and not isinstance(place, HubRegistry):
+        raise UsageError(f"--pr opens a pull request on the Hub (--to hf:NAMESPACE), not {place}.")
     with progress_bar(f"push {folder}") as progress:
+        if isinstance(place, HubRegistry) and pull_request:
+            typer.echo(place.propose(folder, version=version, progress=progress))
+            return
         for key in place.publish(folder, version=version, progress=progress):
             typer.echo(f"{key} is in {place}")
 
 
 def verify(
-    what: Annotated[str, typer.Argument(help="KEY[@VERSION], or a folder with a manifest.yaml.")],
+    what: Annotated[str, typer.Argument(help="A folder with a manifest.yaml, or " + _WHICH)],
     target: Target = None,
     registry: Registry = None,
 ) -> None:
@@ -164,6 +192,7 @@ def verify(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
+    app.add_typer(registries.app, name="registry")
     app.command("list")(list_)
     for command in (show, pull, push, verify):
         app.command()(command)

@@ -52,7 +52,10 @@ def print_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # nobody's window: names stay in one piece
+    console.print(table)
 
 
 @contextmanager

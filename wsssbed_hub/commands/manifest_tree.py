@@ -25,7 +25,11 @@ def manifest_tree(manifest: Manifest, only: Version | None = None) -> Tree:
     tree.add(Text("method: " + ", ".join(fact for fact in facts if fact)))
     for item in manifest.trained_on:
         images = f", {item.images:,} images" if item.images else ""
-        tree.add(Text(f"trained on: {item.dataset}{images} ({item.supervision})"))
+        over = f", for the maps over {item.target}" if item.target else ""
+        dataset = item.dataset or "a dataset that is not stated"
+        tree.add(Text(f"trained on: {dataset}{images} ({item.supervision}){over}"))
+    for other in manifest.trained_with:
+        tree.add(Text(f"trained with: {other}"))
     if manifest.licence:
         tree.add(Text(f"licence of the maps: {manifest.licence}"))
     for version in sorted(manifest.versions, key=Version.parse, reverse=True):
@@ -47,7 +51,7 @@ def _add_entry(branch: Tree, target: str, entry: Entry) -> None:
     for file in entry.files:
         files.add(Text(f"{file.path}  {human(file.size)}  {file.sha256[:_DIGITS]}"))
     if entry.source is not None:
-        where = entry.source.model_dump()
+        where = entry.source.model_dump(exclude_none=True)
         node.add(escape("source: " + " @ ".join(str(part) for part in where.values())))
     for result in entry.results:
         node.add(Text(_result(result)))

@@ -92,7 +92,7 @@ def _facts(manifest: Manifest, entry: Entry) -> dict[str, str]:
     facts = {"title": manifest.title, "method": manifest.method.name}
     if manifest.trained_on:
         facts["trained on"] = ", ".join(
-            f"{item.dataset} ({item.supervision})" for item in manifest.trained_on
+            f"{item.dataset or 'not stated'} ({item.supervision})" for item in manifest.trained_on
         )
     if entry.images is not None:
         facts["images"] = f"{entry.images:,}"

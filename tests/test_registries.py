@@ -1,0 +1,116 @@
+"""Several registries in order, and the user's own list of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from killing import exit_code, in_child
+from samples import key_folder, maps_of, noise, same
+from typer.testing import CliRunner
+
+from wsssbed_hub import registries
+from wsssbed_hub.cli import app
+from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.folder_registry import FolderRegistry
+from wsssbed_hub.maps import open_artifact
+from wsssbed_hub.registry import open_registry, pull, registries_in_use
+
+
+@pytest.fixture(autouse=True)
+def _own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("WSSSBED_REGISTRY")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Both have sal/both, with other maps; each has a key of its own."""
+    places = (tmp_path / "a", tmp_path / "b")
+    for number, place in enumerate(places):
+        maps = {"x": noise(number)}
+        for name in ("both", f"only{number}"):
+            key_folder(tmp_path / f"{name}{number}", maps=maps, name=name)
+            FolderRegistry(place).publish(tmp_path / f"{name}{number}")
+    return places
+
+
+def read(key: str, registry: str | None = None) -> int:
+    """Which of the two registries a key came from."""
+    maps = open_artifact(key, registry=registry).read("x")
+    return next(number for number in (0, 1) if same(maps, noise(number)))
+
+
+def test_the_first_that_has_it(two: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = two
+    assert [read("sal/both", f"{a},{b}"), read("sal/both", f" {b} , {a},")] == [0, 1]
+    assert [read("sal/only0", f"{a},{b}"), read("sal/only1", f"{a},{b}")] == [0, 1]
+    place = open_registry(f"{a},{b}")
+    assert list(map(str, place.keys())) == ["sal/both", "sal/only0", "sal/only1"]
+    assert [m.key for m in place.manifests()] == ["sal/both", "sal/only0", "sal/only1"]
+    with pytest.raises(UsageError, match=rf"no sal/none in {a}\..*\n.*no sal/none in {b}\."):
+        pull("sal/none", registry=f"{a},{b}")
+    key_folder(tmp_path / "new", name="new", maps=maps_of("sal"))
+    place.publish(tmp_path / "new")
+    assert (a / "wsssbed/sal-new").exists()
+    assert not (b / "wsssbed/sal-new").exists()
+
+
+def test_one_that_cannot_be_read_is_not_passed_over(two: tuple[Path, Path]) -> None:
+    a, b = two
+    (a / "wsssbed/sal-both/manifest.yaml").write_text("colour: blue")
+    with pytest.raises(HubError, match="not a valid manifest"):
+        read("sal/both", f"{a},{b}")
+    with pytest.raises(UsageError, match=r"no registry at .*missing"):
+        read("sal/both", f"{a},{a / 'missing'}")
+
+
+def test_what_is_in_use(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = map(str, two)
+    own = str(tmp_path / "data/wsssbed-hub/registry")
+    assert registries_in_use() == (str(registries.config_file()), [own])
+    registries.add(b)
+    registries.add(a)
+    assert registries_in_use()[1] == [own, b, a]
+    assert read("sal/both") == 1
+    monkeypatch.setenv("WSSSBED_REGISTRY", f"{a},{b}")
+    assert registries_in_use() == ("WSSSBED_REGISTRY", [a, b])
+    assert read("sal/both") == 0
+
+
+def test_the_list_is_kept(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["registry", *arguments])
+        if isinstance(done.exception, HubError):
+            assert done.exception.exit_code == code
+            return str(done.exception)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    a, b = two
+    monkeypatch.chdir(a.parent)
+    run("add", "a")  # the whole path is written down
+    path = registries.config_file()
+    assert path.read_text() == f"{a}\n"
+    path.write_text(f"# mine\n{a}\n")
+    run("add", "hf:wsssbed")
+    run("add", str(b))
+    listed = [row["registry"] for row in json.loads(run("list", "--json"))]
+    assert listed[1:] == [str(a), "hf:wsssbed", str(b)]
+    run("remove", "hf:wsssbed")
+    assert path.read_text() == f"# mine\n{a}\n{b}\n"
+    assert "already" in run("add", str(a), code=2)
+    assert "is not in" in run("remove", "hf:other", code=2)
+    for wrong in ("hf:a/b", "nothing-here", "xyz://a", f"{a},{b}"):
+        run("add", wrong, code=2)
+    assert path.read_text() == f"# mine\n{a}\n{b}\n"
+
+
+def test_several_change_the_list_at_once() -> None:
+    adds = [in_child(lambda n=n: registries.add(f"hf:name{n}")) for n in range(6)]
+    assert [exit_code(pid) for pid in adds] == [0] * 6
+    assert sorted(registries.configured()) == [f"hf:name{n}" for n in range(6)]

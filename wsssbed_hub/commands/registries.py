@@ -1,0 +1,48 @@
+"""The user's own list of registries: list, add, remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wsssbed_hub.commands.common import AsJson, print_table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The registries that are searched, in order. WSSSBED_REGISTRY takes their place.",
+)
+_Where = Annotated[
+    str, typer.Argument(help="A folder, hf:NAMESPACE on the Hub, or a URL (s3://, https://).")
+]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the registries in the order in which they are searched."""
+    from wsssbed_hub.registry import registries_in_use
+
+    origin, places = registries_in_use()
+    rows = [{"registry": place, "from": origin} for place in places]
+    print_table(rows, as_json=as_json)
+
+
+@app.command()
+def add(where: _Where) -> None:
+    """Add a registry, at the end of the list: your own folder is searched first."""
+    from wsssbed_hub import registries
+    from wsssbed_hub.registry import check_address
+
+    where = check_address(where)
+    registries.add(where)
+    typer.echo(f"{where} is in {registries.config_file()}")
+
+
+@app.command()
+def remove(where: _Where) -> None:
+    """Take a registry off the list. What it holds stays."""
+    from wsssbed_hub import registries
+
+    registries.remove(where)
+    typer.echo(f"{where} is no longer in {registries.config_file()}")

@@ -1,0 +1,157 @@
+"""The index of record as a registry: the manifests that come with the package, read only.
+
+``manifests/<kind>/<name>.yaml`` in a checkout, the same files beside this module in a wheel. It
+holds no maps; its manifests say where these are to be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from wsssbed_hub.errors import HubError, UsageError, did_you_mean
+from wsssbed_hub.files import Progress
+from wsssbed_hub.keys import KINDS, Key
+from wsssbed_hub.manifest import MAX_BYTES, File, HubSource, Manifest, parse_manifest
+
+if TYPE_CHECKING:
+    from wsssbed_hub.registry import Registry
+
+INDEX = Path(__file__).parent / "manifests"
+
+
+class IndexRegistry:
+    """The manifests below ``root``, which nobody publishes to: they change by pull request."""
+
+    def __init__(self, root: Path = INDEX):
+        self.root = root
+
+    def __str__(self) -> str:
+        return f"the index of wsssbed-hub ({self.root})"
+
+    def keys(self) -> list[Key]:
+        """All keys, in the order of their names."""
+        paths = (path for kind in KINDS for path in (self.root / kind).glob("*.yaml"))
+        return sorted((_key(path) for path in paths), key=str)
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The manifests of all keys. Raises HubError at one that is not valid."""
+        for key in self.keys():
+            yield self.find(key)
+
+    def find(self, key: Key) -> Manifest:
+        """The manifest of ``key``, whatever its version.
+
+        Raises UsageError, with keys that look alike, if there is none, and HubError if it is not
+        valid.
+        """
+        path = self._path(key)
+        if not path.is_file():
+            near = did_you_mean(str(key.unversioned), map(str, self.keys()))
+            raise UsageError(f"There is no {key.unversioned} in {self}.{near}")
+        return read_index_file(path, self.root)
+
+    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
+        """The file from the Hub repository and commit that the key's manifest names.
+
+        Raises HubError if no entry that lists the file names one: there are no files here.
+        """
+        for _, _, entry in self.find(key).entries():
+            if file in entry.files and isinstance(entry.source, HubSource):
+                return open_at_source(entry.source, key, file, offset)
+        raise HubError(f"{self} holds manifests only: {file.path} of {key} is not in it.")
+
+    def publish(
+        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
+    ) -> list[Key]:
+        """Raises UsageError: manifests are added to the index by pull request."""
+        raise UsageError(
+            f"{self} changes by pull request only. Push {folder} to a registry of your own."
+        )
+
+    def _path(self, key: Key) -> Path:
+        return self.root / key.kind / f"{key.name}.yaml"
+
+
+class WithIndex:
+    """A registry of the user's and, for what it does not have, the index of record."""
+
+    def __init__(self, first: Registry, index: IndexRegistry | None = None):
+        self.first, self.index = first, index or IndexRegistry()
+
+    def __str__(self) -> str:
+        return str(self.first)
+
+    def keys(self) -> list[Key]:
+        """The keys of both."""
+        return sorted({*self.first.keys(), *self.index.keys()}, key=str)
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The manifests of all keys. Raises HubError at one that is not valid."""
+        for key in self.keys():
+            yield self.find(key)
+
+    def find(self, key: Key) -> Manifest:
+        """The manifest of ``key``: the registry's, with the versions and targets that only the
+        index has.
+
+        Raises UsageError, with keys that look alike, if neither has it.
+        """
+        theirs = key.unversioned in self.index.keys()  # noqa: SIM118  # not a mapping
+        try:
+            manifest = self.first.find(key)
+        except UsageError as error:
+            if theirs:
+                return self.index.find(key)
+            near = did_you_mean(str(key.unversioned), map(str, self.index.keys()))
+            raise UsageError(f"{error}{near}" if near not in str(error) else str(error)) from None
+        if not theirs:
+            return manifest
+        entries = {chosen[:2]: chosen for chosen in self.index.find(key).entries()}
+        entries |= {chosen[:2]: chosen for chosen in manifest.entries()}
+        return manifest.with_entries(entries.values())
+
+    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
+        """The registry's file, or the one that the index knows the place of."""
+        try:
+            files = [one for _, _, entry in self.first.find(key).entries() for one in entry.files]
+        except UsageError:
+            files = []
+        return (self.first if file in files else self.index).open(key, file, offset)
+
+    def publish(
+        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
+    ) -> list[Key]:
+        """Publishes to the registry."""
+        return self.first.publish(folder, version=version, progress=progress)
+
+
+def open_at_source(source: HubSource, key: Key, file: File, offset: int = 0) -> BinaryIO:
+    """A stream of a file at a Hub repository's commit. They are not trusted bytes."""
+    from wsssbed_hub.hub import open_repository
+
+    registry, _ = open_repository(f"hf:{source.repo}@{source.commit}")
+    return registry.open(key, file, offset)
+
+
+def read_index_file(path: Path, root: Path) -> Manifest:
+    """The manifest at ``path``, whose place below ``root`` is that of its key.
+
+    Raises HubError if it is not valid or speaks of another key.
+    """
+    try:
+        with open(path, "rb") as file:
+            manifest = parse_manifest(file.read(MAX_BYTES + 1), str(path))
+    except OSError as error:
+        raise HubError(f"{path} cannot be read: {error.strerror}.") from None
+    if path != root / f"{manifest.key}.yaml":
+        raise HubError(f"{path} speaks of {manifest.key}: its place is {manifest.key}.yaml.")
+    return manifest
+
+
+def _key(path: Path) -> Key:
+    try:
+        return Key.parse(f"{path.parent.name}/{path.stem}")
+    except UsageError as error:
+        raise HubError(f"{path}: {error}") from None
