@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from wsssbed_hub.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.files import Progress
 from wsssbed_hub.keys import KINDS, Key
-from wsssbed_hub.manifest import MAX_BYTES, File, HubSource, Manifest, parse_manifest
+from wsssbed_hub.manifest import MAX_BYTES, File, Manifest, parse_manifest
 
 if TYPE_CHECKING:
     from wsssbed_hub.registry import Registry
@@ -53,13 +53,7 @@ class IndexRegistry:
         return read_index_file(path, self.root)
 
     def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """The file from the Hub repository and commit that the key's manifest names.
-
-        Raises HubError if no entry that lists the file names one: there are no files here.
-        """
-        for _, _, entry in self.find(key).entries():
-            if file in entry.files and isinstance(entry.source, HubSource):
-                return open_at_source(entry.source, key, file, offset)
+        """Raises HubError: there are no files here, their entries say where they are."""
         raise HubError(f"{self} holds manifests only: {file.path} of {key} is not in it.")
 
     def publish(
@@ -113,26 +107,14 @@ class WithIndex:
         return manifest.with_entries(entries.values())
 
     def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """The registry's file, or the one that the index knows the place of."""
-        try:
-            files = [one for _, _, entry in self.first.find(key).entries() for one in entry.files]
-        except UsageError:
-            files = []
-        return (self.first if file in files else self.index).open(key, file, offset)
+        """The registry's file; the entries of the index name places elsewhere."""
+        return self.first.open(key, file, offset)
 
     def publish(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None
     ) -> list[Key]:
         """Publishes to the registry."""
         return self.first.publish(folder, version=version, progress=progress)
-
-
-def open_at_source(source: HubSource, key: Key, file: File, offset: int = 0) -> BinaryIO:
-    """A stream of a file at a Hub repository's commit. They are not trusted bytes."""
-    from wsssbed_hub.hub import open_repository
-
-    registry, _ = open_repository(f"hf:{source.repo}@{source.commit}")
-    return registry.open(key, file, offset)
 
 
 def read_index_file(path: Path, root: Path) -> Manifest:

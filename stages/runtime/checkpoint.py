@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if begin[8:] == b"{" and not begin.startswith(b"PK"):
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it cannot read it says so
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HubError(
             f"{path} holds more than tensors, and unpickling that could run any program, so it is "

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
-
-from stages.runtime.norm import freeze_batchnorm
 
 TOYS = str(Path(__file__).with_name("toys.py"))
 
@@ -121,22 +119,62 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_both_go_on(tmp_path: Pa
     ).read_bytes()
 
 
-def test_frozen_batch_norm_stays_as_it_is_through_train_mode() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    norm, names = network[1], list(network.state_dict())
-    freeze_batchnorm(network)
-    network.train()
-    network(torch.randn(4, 3, 5, 5)).sum().backward()
-    assert not norm.training
-    assert norm.running_mean.tolist() == [0.0] * 4
-    assert norm.weight.grad is None
-    assert network[0].weight.grad is not None
-    assert list(network.state_dict()) == names
+TOGETHER = """
+import sys, torch
+from torch import nn
+from stages.runtime import distributed as d
+from stages.runtime.command import guarded
+from wsssbed_hub.errors import UsageError
+
+torch.set_num_threads(1)
+d.start(torch.device("cpu"))
+rank = d.rank()
+assert d.size() == 2 and d.is_main() == (rank == 0)
+
+# Three numbers here and one there: the mean of the four, and its gradient.
+x = torch.tensor([1.0, 2.0, 3.0] if rank == 0 else [10.0], requires_grad=True)
+mean = d.global_mean(x.sum(), len(x))
+assert abs(d.all_sum(mean).item() / 2 - 4.0) < 1e-6
+mean.backward()
+assert torch.allclose(x.grad / 2, torch.full_like(x, 0.25))  # the trainer averages: a half each
+assert d.global_mean(x.sum() * 0, 0).item() == 0
+
+both, one, none = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+both.grad = torch.full((2,), 1.0 + rank)
+if rank == 1:
+    one.grad = torch.full((2,), 4.0)
+d.average_gradients([both, one, none])
+assert both.grad.tolist() == [1.5, 1.5] and one.grad.tolist() == [2.0, 2.0] and none.grad is None
+
+network = nn.BatchNorm1d(1)
+nn.init.constant_(network.weight, rank + 7.0)
+d.share_state(network)
+assert network.weight.item() == 7.0
+assert d.on_main(lambda: f"from {d.rank()}") == "from 0"
+
+def fail():
+    raise UsageError("said once")
+
+sys.exit(guarded(lambda: d.on_main(fail)))
+"""
 
 
-def test_frozen_statistics_with_trained_scale() -> None:
-    norm = nn.BatchNorm1d(2)
-    freeze_batchnorm(norm, affine=False)
-    norm.train()(torch.randn(8, 2)).sum().backward()
-    assert norm.running_mean.tolist() == [0.0, 0.0]
-    assert norm.weight.grad is not None
+@pytest.mark.slow
+def test_what_processes_do_together(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **common, "RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert "error: said once" in said[0]
+    assert "said once" not in said[1]

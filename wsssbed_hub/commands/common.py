@@ -17,7 +17,7 @@ Registry = Annotated[
     str | None,
     typer.Option(
         envvar="WSSSBED_REGISTRY",
-        help="Where artifacts are found and published.",
+        help="Where artifacts are found and published: a folder, hf:NAMESPACE, or a URL to read.",
         show_default="~/.local/share/wsssbed-hub/registry",
     ),
 ]
