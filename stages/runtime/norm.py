@@ -49,10 +49,11 @@ class _Synchronised:
     def forward(self: Any, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)  # type: ignore[misc]
-        values = x.float()  # sums over a batch overflow in half precision
+        # Sums over a batch overflow in half precision.
+        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
-        local = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        local = values.new_tensor(x.numel() // x.shape[1])
         count = distributed.all_sum(local)
         mean = distributed.differentiable_sum(values.sum(axes)) / count
         centred = values - mean.view(shape)
@@ -70,8 +71,8 @@ class _Synchronised:
             return
         self.num_batches_tracked += 1
         weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, weight)
-        self.running_var.lerp_(variance, weight)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
 def synchronise_batchnorm(module: nn.Module) -> None:

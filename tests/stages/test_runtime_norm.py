@@ -61,23 +61,23 @@ def test_over_one_process_it_is_what_torch_computes(
     theirs = copy.deepcopy(ours)
     synchronise_batchnorm(ours)
     assert type(ours) is not type(theirs)
-    weight = torch.randn(shape)
+    weight = torch.randn(shape).double()
     for _ in range(2):
-        x = 3 * torch.randn(shape) + 5
+        x = 3 * torch.randn(shape).double() + 5
         outputs, gradients = [], []
         for norm in (ours, theirs):
-            y = x.clone().double().requires_grad_()
+            y = x.clone().requires_grad_()
             outputs.append(norm(y))
             (outputs[-1] * weight).sum().backward()
             gradients.append(y.grad)
-        # Sums in float32, whatever comes in.
-        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+        # In float64, so that only a wrong formula shows.
+        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
-    x = torch.randn(shape).double()
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("_as_if_two")
