@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 
 from stages.runtime.catalogue import all_stages, find_stage
 from stages.runtime.ending import leave
@@ -34,6 +35,13 @@ def main(arguments: list[str]) -> int:
     except HubError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if find_spec("torch") is None:
+        print(
+            "error: stages need torch, which the library alone does without. Install it with "
+            "`pip install 'wsssbed-hub[stages]'` (in a checkout: `make install`).",
+            file=sys.stderr,
+        )
+        return 1
     from stages.runtime.command import run_stage  # torch; the list does not wait for it
 
     return run_stage(stage, arguments[1:])

@@ -19,7 +19,8 @@ from stages.runtime.progress import progress, say
 from stages.runtime.provenance import machine, provenance
 from wsssbed_hub.labelling import choose_threshold, ingredient, label_artifact, label_settings
 from wsssbed_hub.manifest import Method
-from wsssbed_hub.targets import open_target
+from wsssbed_hub.maps import Maps
+from wsssbed_hub.targets import Target, open_target
 
 SPLIT = "train_aug"
 CARD = Method(
@@ -68,25 +69,9 @@ def run(stage: str, options: Options) -> None:
     ids = images_of(target, SPLIT, options.limit)
     cam = open_maps(options.cam, target.name, "cam")
     sal = open_maps(options.sal, target.name, "sal") if options.sal else None
-    tau = choose_threshold(
-        cam,
-        sal,
-        tau=options.tau,
-        tau_from=options.tau_from,
-        target=target.name,
-        data_root=options.data_root,
-        rule=options.rule,
-        sal_threshold=options.sal_threshold,
-    )
-    say(f"tau {tau.tau:.3f} ({tau.origin}{f' on {tau.split}' if tau.split else ''})")
     used = [maps for maps in (cam, sal) if maps is not None]
     ingredients = [ingredient(maps) for maps in used]
-    how: dict[str, Any] = {
-        "tau": tau,
-        "rule": options.rule,
-        "sal_threshold": options.sal_threshold,
-        "ignore": options.ignore,
-    }
+    how = _settings(options, cam, sal, target)
     artifact = Artifact(
         key=f"label/{options.name or '-'.join(map(artifact_name, used))}",
         title=f"Pseudo labels of {' and '.join(maps.key or maps.name for maps in used)}",
@@ -115,3 +100,29 @@ def run(stage: str, options: Options) -> None:
     lists = [list_ingredient("target-list", f"{target.name} {SPLIT}", ids)]
     artifact.complete(made.written, provenance(stage, machine(), [*ingredients, *lists]))
     say(f"{artifact.key}@{options.version}: {len(ids):,} images in {artifact.folder}")
+
+
+def _settings(options: Options, cam: Maps, sal: Maps | None, target: Target) -> dict[str, Any]:
+    """How to label: tau and where it is from, and what the options say."""
+    split = options.tau_from.removeprefix("curve:")
+    measured = options.tau is None and split != options.tau_from
+    images = len(target.image_ids(split)) if measured else 0
+    with progress("measuring the curve", images, "image") as show:
+        tau = choose_threshold(
+            cam,
+            sal,
+            tau=options.tau,
+            tau_from=options.tau_from,
+            target=target.name,
+            data_root=options.data_root,
+            rule=options.rule,
+            sal_threshold=options.sal_threshold,
+            progress=lambda done, of: show(done, ""),
+        )
+    say(f"tau {tau.tau:.3f} ({tau.origin}{f' on {tau.split}' if tau.split else ''})")
+    return {
+        "tau": tau,
+        "rule": options.rule,
+        "sal_threshold": options.sal_threshold,
+        "ignore": options.ignore,
+    }

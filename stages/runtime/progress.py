@@ -33,9 +33,10 @@ def duration(seconds: float) -> str:
 def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Show]:
     """Shows how far the work is: ``show(done, details)``.
 
-    A bar on a terminal, else a line now and then; nothing in other processes than the first.
+    A bar on a terminal, else a line now and then; nothing in other processes than the first, and
+    nothing for a ``total`` of 0.
     """
-    if not distributed.is_main():
+    if total == 0 or not distributed.is_main():
         yield lambda done, details: None
     elif sys.stderr.isatty():
         with _bar(title, total, done) as show:

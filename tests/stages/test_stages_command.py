@@ -80,6 +80,14 @@ def test_unknown_stages_are_refused(capsys: pytest.CaptureFixture) -> None:
     assert "Did you mean 'sod-poolnet'" in capsys.readouterr().err
 
 
+def test_without_torch_the_advice_is_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("stages.__main__.find_spec", lambda name: None)
+    assert main(["sod-poolnet", "--help"]) == 1
+    assert "wsssbed-hub[stages]" in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_would_run_a_program_is_refused(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
