@@ -22,6 +22,7 @@ from wsssbed_hub.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from wsssbed_hub.comparison import Comparison
     from wsssbed_hub.curves import ThresholdCurve
 
 evaluate = typer.Typer(
@@ -32,11 +33,6 @@ evaluate = typer.Typer(
 class Rule(StrEnum):
     paper = "paper"
     release = "release"
-
-
-class Form(StrEnum):
-    png = "png"
-    parquet = "parquet"
 
 
 class Protocol(StrEnum):
@@ -137,19 +133,17 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """Score the labels of every threshold against the ground truth of a split, in one pass."""
-    from wsssbed_hub.comparison import compare
-
-    with progress_bar("curve", unit="images") as progress:
-        compared = compare(
-            open_maps(cam, target, registry, "cam"),
-            [open_maps(name, target, registry, "sal") for name in sal or ()],
-            target=target,
-            data_root=data_root,
-            split=split,
-            rule=rule.value,
-            sal_threshold=sal_threshold,
-            progress=progress,
-        )
+    compared = _compare(
+        "curve",
+        cam,
+        sal or [],
+        registry,
+        target=target,
+        data_root=data_root,
+        split=split,
+        rule=rule.value,
+        sal_threshold=sal_threshold,
+    )
     if plot is not None:
         from wsssbed_hub.files import write_whole
         from wsssbed_hub.report import curves_png
@@ -171,6 +165,22 @@ def curve(
         f"{compared.images:,} images of {target} {split}. Ignored pixels count as misses, but not "
         "in 'labelled mIoU', whose pixels are the share 'coverage'."
     )
+
+
+def _compare(
+    title: str, cam: str, sals: list[str], registry: str | None, *, target: str, **how: Any
+) -> Comparison:
+    """``comparison.compare`` of maps as they are named on the command line, under a bar."""
+    from wsssbed_hub.comparison import compare
+
+    with progress_bar(title, unit="images") as progress:
+        return compare(
+            open_maps(cam, target, registry, "cam"),
+            [open_maps(name, target, registry, "sal") for name in sals],
+            target=target,
+            progress=progress,
+            **how,
+        )
 
 
 def _curve_row(name: str, which: str, curve: ThresholdCurve, tau: float) -> dict[str, Any]:
@@ -319,21 +329,21 @@ def report(
     """
     from rich.console import Console
 
-    from wsssbed_hub.comparison import compare, make_report
+    from wsssbed_hub.comparison import make_report
     from wsssbed_hub.report import terminal_table, write_html
 
-    with progress_bar("report", unit="images") as progress:
-        compared = compare(
-            open_maps(cam, target, registry, "cam"),
-            [open_maps(name, target, registry, "sal") for name in sal or ()],
-            target=target,
-            data_root=data_root,
-            split=split,
-            rule=rule.value,
-            sal_threshold=sal_threshold,
-            saliency_quality=True,
-            progress=progress,
-        )
+    compared = _compare(
+        "report",
+        cam,
+        sal or [],
+        registry,
+        target=target,
+        data_root=data_root,
+        split=split,
+        rule=rule.value,
+        sal_threshold=sal_threshold,
+        saliency_quality=True,
+    )
     page = make_report(compared, segmentation or (), registry=registry, images=images)
     write_html(page, to)
     if as_json:
