@@ -43,7 +43,8 @@ def test_layout_as_distributed(tmp_path: Path, name: str) -> None:
     assert dataset.image_ids == ["a1", "b_2"]
     assert len(dataset) == 2
     assert dataset.image_path("a1") == tmp_path / images / f"a1{suffix}"
-    assert dataset.mask_path("a1") == tmp_path / masks / "a1.png"
+    grey_png(tmp_path / masks / "a1.png", mask([7, 255]))
+    assert np.array_equal(dataset.read_mask("a1"), mask([7, 255]))
     assert dataset.read_image("a1").shape == (6, 9, 3)
     assert np.array_equal(dataset.read_mask("b_2"), mask([255]))
 
@@ -68,7 +69,8 @@ def test_joined_datasets_keep_their_ids_apart(tmp_path: Path) -> None:
     dataset = open_sod_dataset("msra-hku", tmp_path)
     assert dataset.image_ids == ["hku-is-1", "msra-1", "msra-2"]
     assert dataset.image_path("hku-is-1") == tmp_path / "HKU-IS/imgs/1.png"
-    assert dataset.mask_path("msra-1") == tmp_path / "MSRA-B/1.png"
+    grey_png(tmp_path / "MSRA-B/1.png", mask([9]))
+    assert np.array_equal(dataset.read_mask("msra-1"), mask([9]))
 
 
 def test_a_joined_dataset_lacks_a_part(tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ class Target(ABC):
         self.num_classes = len(spec.classes)
         self.splits = spec.splits
 
+    @property
+    def training_split(self) -> str:
+        """The split that methods are trained on and maps are made over: the first one."""
+        return self.splits[0]
+
     @abstractmethod
     def image_ids(self, split: str) -> list[str]:
         """Image ids in ascending order. Raises UsageError for an unknown split."""

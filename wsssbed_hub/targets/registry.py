@@ -10,8 +10,10 @@ from pathlib import Path
 
 from wsssbed_hub.errors import UsageError, did_you_mean
 from wsssbed_hub.targets.base import Source, Target, TargetSpec
+from wsssbed_hub.targets.coco import COCO_CLASSES, COCO_SPLITS, open_coco
 from wsssbed_hub.targets.shapes.objects import CLASSES as SHAPES
 from wsssbed_hub.targets.sod import Layout, SodDataset, SodSpec, open_sod
+from wsssbed_hub.targets.sod_instances import InstanceLayout
 from wsssbed_hub.targets.voc import SPLITS, VOC_CLASSES, open_voc
 
 _DRAW = (Source("synthetic, drawn by", "wsssbed-hub data make shapes"),)
@@ -44,6 +46,34 @@ VOC12 = TargetSpec(
         ("benchmark_RELEASE/dataset", "SBD", "sbd", "SBD/benchmark_RELEASE/dataset"),
     ),
 )
+# The archives have no folder of their own around train2014, val2014 and annotations.
+_COCO_2014 = ("coco", "COCO", "coco2014", "")
+_COCO_2017 = ("coco", "COCO", "coco2017", "")
+_COCO_ZIPS = "http://images.cocodataset.org/"
+_COCO_LICENCE = "images: Flickr terms of use; annotations: CC BY 4.0"
+_COCO_PAPER = "https://arxiv.org/abs/1405.0312"
+
+
+def _coco_zips(*names: str) -> tuple[Source, ...]:
+    return tuple(
+        Source(f"{name.partition('/')[2]}, unpacked in coco", f"{_COCO_ZIPS}{name}")
+        for name in names
+    )
+
+
+COCO14 = TargetSpec(
+    name="coco14",
+    title="MS COCO 2014, classes of its instances",
+    classes=COCO_CLASSES,
+    splits=COCO_SPLITS,
+    counts={"train": 82081, "val": 40137},
+    sources=_coco_zips(
+        "zips/train2014.zip", "zips/val2014.zip", "annotations/annotations_trainval2014.zip"
+    ),
+    licence=_COCO_LICENCE,
+    paper=_COCO_PAPER,
+    open=open_coco(_COCO_2014),
+)
 SHAPES_TARGET = TargetSpec(
     name="shapes",
     title="Synthetic pictures of six shapes, for demos and tests",
@@ -53,7 +83,16 @@ SHAPES_TARGET = TargetSpec(
     licence="Apache-2.0",
     open=open_voc(("shapes/VOCdevkit/VOC2012",)),
 )
-TARGETS = {spec.name: spec for spec in (VOC12, SHAPES_TARGET)}
+SHAPES_COCO = TargetSpec(
+    name="shapes-coco",
+    title="The pictures of shapes in the layout of COCO 2014",
+    classes=SHAPES_TARGET.classes,
+    splits=COCO_SPLITS,
+    sources=_DRAW,
+    licence=SHAPES_TARGET.licence,
+    open=open_coco(("shapes/coco",)),
+)
+TARGETS = {spec.name: spec for spec in (VOC12, COCO14, SHAPES_TARGET, SHAPES_COCO)}
 
 
 def _duts(part: str) -> tuple[Layout, ...]:
@@ -166,6 +205,26 @@ SOD = SodSpec(
 )
 
 
+# VOC's classes under the names that COCO gives them.
+_VOC_IN_COCO = (
+    "airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "dining table", "dog", "horse", "motorcycle", "person", "potted plant", "sheep", "couch",
+    "train", "tv",
+)  # fmt: skip
+
+
+def _coco_sod(name: str, title: str, classes: tuple[str, ...] | None) -> SodSpec:
+    """COCO's training images of 2017; how many of them WSSS-BED took, it does not say."""
+    return SodSpec(
+        name=name,
+        title=title,
+        sources=_coco_zips("zips/train2017.zip", "annotations/annotations_trainval2017.zip"),
+        instances=InstanceLayout(_COCO_2017, "train2017", classes=classes),
+        licence=_COCO_LICENCE,
+        paper=_COCO_PAPER,
+    )
+
+
 def _drawn(name: str, folder: str, part: str, title: str) -> SodSpec:
     layout = Layout(f"{folder}/{part}/{part}-Image", f"{folder}/{part}/{part}-Mask")
     return SodSpec(name=name, title=title, sources=_DRAW, layouts=(layout,), licence="Apache-2.0")
@@ -177,6 +236,8 @@ SOD_DATASETS = {
         DUTS,
         MSRA,
         MSRA_HKU,
+        _coco_sod("coco", "COCO 2017, instances of all classes", None),
+        _coco_sod("coco20", "COCO 2017, instances of the 20 VOC classes", _VOC_IN_COCO),
         _drawn("shapes", "shapes", "DUTS-TR", "Synthetic pictures for training"),
         _drawn("shapes-small", "shapes-small", "DUTS-TR", "A few simple synthetic pictures"),
         DUTS_TE,
@@ -185,6 +246,13 @@ SOD_DATASETS = {
         PASCAL_S,
         SOD,
         _drawn("shapes-te", "shapes", "DUTS-TE", "Synthetic pictures for testing"),
+        SodSpec(
+            name="shapes-coco",
+            title="The training pictures of shapes, things of a class",
+            sources=_DRAW,
+            instances=InstanceLayout(("shapes/coco",), "train2014", "COCO_train2014_"),
+            licence="Apache-2.0",
+        ),
     )
 }
 

@@ -1,8 +1,11 @@
-"""SOD datasets: pictures and saliency masks, in the folders in which they are distributed."""
+"""SOD datasets: pictures and saliency masks, in the folders in which they are distributed.
+
+The masks of COCO are drawn from its instances, see ``sod_instances``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +17,13 @@ from wsssbed_hub.files import Progress
 from wsssbed_hub.reader import check_image_id
 from wsssbed_hub.targets.base import Finding, NotThere, Source
 from wsssbed_hub.targets.files import image_size, listing, read_grey, read_rgb, some
+from wsssbed_hub.targets.sod_instances import (
+    Drawn,
+    InstanceLayout,
+    find_part,
+    missing_images,
+    open_instances,
+)
 
 _JPEG = (".jpg", ".jpeg")
 _ANY = (*_JPEG, ".png")
@@ -32,13 +42,15 @@ class SodSpec:
     """A SOD dataset as it was published.
 
     ``layouts`` are the folders that it may lie in, the authors' own first. ``count`` is the
-    published number of images. A dataset that joins others has ``parts`` instead of layouts.
+    published number of images, None where the papers that train on it do not say it. A dataset
+    whose masks are drawn has ``instances`` instead of layouts, one that joins others ``parts``.
     """
 
     name: str
     title: str
     sources: tuple[Source, ...] = ()
     layouts: tuple[Layout, ...] = ()
+    instances: InstanceLayout | None = None
     count: int | None = None
     licence: str = "not stated by the authors: research use"
     paper: str | None = None
@@ -51,14 +63,29 @@ class SodSpec:
 
 
 class Pair(NamedTuple):
+    """An image and the file of its mask."""
+
     image: Path
     mask: Path
+
+    @property
+    def what(self) -> str:
+        """What messages call the mask."""
+        return str(self.mask)
+
+    def read_mask(self) -> np.ndarray:
+        """uint8[H, W]."""
+        return read_grey(self.mask)
+
+    def mask_size(self) -> tuple[int, int]:
+        """(height, width) of the mask."""
+        return image_size(self.mask)
 
 
 class SodDataset:
     """Pictures with a saliency mask each. Ids of a joined dataset begin with their part's name."""
 
-    def __init__(self, spec: SodSpec, pairs: dict[str, Pair]) -> None:
+    def __init__(self, spec: SodSpec, pairs: Mapping[str, Pair | Drawn]) -> None:
         self.spec = spec
         self.name = spec.name
         self.image_ids = sorted(pairs)
@@ -71,9 +98,6 @@ class SodDataset:
         """Raises HubError for an unknown id, as all these do."""
         return self._pair(image_id).image
 
-    def mask_path(self, image_id: str) -> Path:
-        return self._pair(image_id).mask
-
     def read_image(self, image_id: str) -> np.ndarray:
         """uint8[H, W, 3], RGB."""
         return read_rgb(self.image_path(image_id))
@@ -84,11 +108,11 @@ class SodDataset:
         Raises HubError if it has not the size of the image.
         """
         pair = self._pair(image_id)
-        mask = read_grey(pair.mask)
+        mask = pair.read_mask()
         _check_sizes(pair, image_size(pair.image), mask.shape)
         return mask
 
-    def _pair(self, image_id: str) -> Pair:
+    def _pair(self, image_id: str) -> Pair | Drawn:
         try:
             return self._pairs[image_id]
         except KeyError:
@@ -101,11 +125,20 @@ def open_sod(spec: SodSpec, data_root: Path) -> SodDataset:
     Raises HubError if it is not there, and for an image without mask or a mask without image.
     """
     if spec.parts:
-        joined: dict[str, Pair] = {}
+        joined: dict[str, Pair | Drawn] = {}
         for part in spec.parts:
             dataset = open_sod(part, data_root)
             joined |= {f"{part.name}-{i}": dataset._pair(i) for i in dataset.image_ids}
         return SodDataset(spec, joined)
+    if spec.instances is not None:
+        drawn = open_instances(spec.name, spec.instances, data_root, spec.sources)
+        lost = list(missing_images(drawn))
+        if lost:
+            raise HubError(
+                f"{spec.name}: {len(lost):,} of {len(drawn):,} images are missing, "
+                f"{drawn[lost[0]].image} for example."
+            )
+        return SodDataset(spec, drawn)
     images, masks = _find(spec, data_root)
     both = sorted(images.keys() & masks.keys())
     for have, lack, what in ((images, masks, "mask"), (masks, images, "image")):
@@ -123,6 +156,8 @@ def sod_is_there(spec: SodSpec, data_root: Path) -> bool:
     if spec.parts:
         return all(sod_is_there(part, data_root) for part in spec.parts)
     try:
+        if spec.instances is not None:
+            return find_part(spec.name, spec.instances, data_root, spec.sources).is_dir()
         return bool(_find(spec, data_root))
     except HubError:
         return False
@@ -161,10 +196,10 @@ def _pictures(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _check_sizes(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+def _check_sizes(pair: Pair | Drawn, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
     if image != mask:
         raise HubError(
-            f"{pair.mask} is {mask[0]} x {mask[1]} pixels, "
+            f"{pair.what} is {mask[0]} x {mask[1]} pixels, "
             f"its image {pair.image} is {image[0]} x {image[1]}."
         )
 
@@ -176,6 +211,9 @@ def inspect_sod(
     if spec.parts:
         for part in spec.parts:
             yield from inspect_sod(part, data_root, deep=deep, progress=progress)
+        return
+    if spec.instances is not None:
+        yield from _inspect_drawn(spec, spec.instances, data_root, deep, progress)
         return
     try:
         images, masks = _find(spec, data_root)
@@ -199,11 +237,40 @@ def inspect_sod(
         yield _open_all(spec, pairs, progress)
 
 
-def _open_all(spec: SodSpec, pairs: list[Pair], progress: Progress | None) -> Finding:
+def _inspect_drawn(
+    spec: SodSpec,
+    layout: InstanceLayout,
+    data_root: Path,
+    deep: bool,
+    progress: Progress | None,
+) -> Iterator[Finding]:
+    try:
+        drawn = open_instances(spec.name, layout, data_root, spec.sources)
+    except NotThere as error:
+        yield error.finding(f"{spec.name}: instances", spec.count)
+        return
+    except HubError as error:
+        yield Finding(f"{spec.name}: instances", False, None, spec.count, detail=str(error))
+        return
+    first = next(iter(drawn.values()), None)
+    path = None if first is None else str(first.instances.path)
+    detail = "images with an instance; masks are drawn" if drawn else "no image has an instance"
+    yield Finding(f"{spec.name}: instances", bool(drawn), len(drawn), spec.count, path, detail)
+    lost = list(missing_images(drawn))
+    folder = None if first is None else str(first.image.parent)
+    detail = f"missing: {some(lost)}" if lost else ""
+    found = len(drawn) - len(lost)
+    yield Finding(f"{spec.name}: images", not lost, found, len(drawn), folder, detail)
+    if deep:
+        there = drawn.keys() - set(lost)
+        yield _open_all(spec, [drawn[image_id] for image_id in sorted(there)], progress)
+
+
+def _open_all(spec: SodSpec, pairs: Sequence[Pair | Drawn], progress: Progress | None) -> Finding:
     messages = []
     for done, pair in enumerate(pairs, start=1):
         try:
-            _check_sizes(pair, image_size(pair.image), image_size(pair.mask))
+            _check_sizes(pair, image_size(pair.image), pair.mask_size())
         except HubError as error:
             messages.append(str(error))
         if progress is not None:

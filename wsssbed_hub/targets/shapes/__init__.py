@@ -1,4 +1,4 @@
-"""``shapes``: a synthetic dataset, drawn from a seed, in the layouts of VOC and DUTS."""
+"""``shapes``: a synthetic dataset, drawn from a seed, in the layouts of VOC, COCO and DUTS."""
 
 from wsssbed_hub.targets.shapes.write import make_shapes
 

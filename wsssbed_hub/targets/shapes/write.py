@@ -1,4 +1,4 @@
-"""Drawing ``shapes`` and writing it in the layouts of VOC and DUTS."""
+"""Drawing ``shapes`` and writing it in the layouts of VOC, COCO and DUTS."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from wsssbed_hub.files import (
     write_whole,
 )
 from wsssbed_hub.png import encode_png
+from wsssbed_hub.targets.shapes import coco
 from wsssbed_hub.targets.shapes.objects import CLASSES
 from wsssbed_hub.targets.shapes.scenes import Scene, draw_plain_scene, draw_scene
 
 STAMP = "shapes.json"
-DRAWING = 1  # goes up when the pictures of a seed change
+DRAWING = 2  # goes up when the files of a seed change
 
 _SIZES = (113, 145)  # sides of a target's image: at least, and less than
 _SOD_SIZE = 128
@@ -52,9 +53,10 @@ def make_shapes(
     """Draws the synthetic dataset below the data root ``root``: ``shapes`` and ``shapes-small``.
 
     ``train`` pictures are the split train_aug, the first third of them is train; ``val`` pictures
-    are val; ``sod`` and ``sod_test`` are DUTS-TR and DUTS-TE, ``small`` is the DUTS-TR of
-    shapes-small. Each picture depends on (seed, split, index) alone, so more pictures leave the
-    first ones as they are. The same settings give the same bytes with the same library versions.
+    are val; both are there a second time, in the layout of COCO. ``sod`` and ``sod_test`` are
+    DUTS-TR and DUTS-TE, ``small`` is the DUTS-TR of shapes-small. Each picture depends on (seed,
+    split, index) alone, so more pictures leave the first ones as they are. The same settings give
+    the same bytes with the same library versions.
 
     Each of the two folders appears whole or not at all; one that is there with the same settings
     is left alone. ``progress(done, total)`` counts pictures.
@@ -118,9 +120,10 @@ def _write_all(folder: Path, files: Files, progress: Callable[[int], None] | Non
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        pictures += name.endswith(".jpg")
-        if progress is not None and name.endswith(".jpg"):
-            progress(pictures)
+        if name.endswith(".jpg") and not name.startswith(f"{coco.FOLDER}/"):  # a second copy
+            pictures += 1
+            if progress is not None:
+                progress(pictures)
 
 
 def _content(folder: Path) -> str:
@@ -155,12 +158,12 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 def _shapes(settings: Mapping[str, int]) -> Files:
     seed = settings["seed"]
-    yield from _voc(seed, settings["train"], settings["val"])
+    yield from _target(seed, settings["train"], settings["val"])
     yield from _duts("sod", seed, settings["sod"], "DUTS-TR")
     yield from _duts("sod_test", seed, settings["sod_test"], "DUTS-TE")
 
 
-def _voc(seed: int, train: int, val: int) -> Files:
+def _target(seed: int, train: int, val: int) -> Files:
     folder = "VOCdevkit/VOC2012"
     train_aug = [f"train_{index:04d}" for index in range(train)]
     lists = {"train_aug": train_aug, "train": train_aug[: train // 3]}
@@ -170,10 +173,13 @@ def _voc(seed: int, train: int, val: int) -> Files:
         text = "".join(f"{image_id}\n" for image_id in ids)
         yield f"{folder}/ImageSets/Segmentation/{name}.txt", text.encode()
     fine = set(lists["trainval"])
+    in_coco = coco.CocoFiles()
     for image_id in train_aug + lists["val"]:
         split, index = image_id.split("_")
         scene = _target_scene(_rng(seed, split, int(index)), int(index))
-        yield f"{folder}/JPEGImages/{image_id}.jpg", _jpeg(scene.image)
+        jpeg = _jpeg(scene.image)
+        yield f"{folder}/JPEGImages/{image_id}.jpg", jpeg
+        yield in_coco.add(split, int(index), scene, jpeg)
         yield f"{folder}/Annotations/{image_id}.xml", _annotation(image_id, scene).encode()
         label = scene.label()
         if split == "train":
@@ -181,6 +187,7 @@ def _voc(seed: int, train: int, val: int) -> Files:
         if image_id in fine:
             label = with_void(label)
             yield f"{folder}/SegmentationClass/{image_id}.png", encode_png(label, palette=True)
+    yield from in_coco.annotations()
 
 
 def _target_scene(rng: np.random.Generator, index: int) -> Scene:
