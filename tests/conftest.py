@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 from hubserver import HubServer
 from huggingface_hub import close_session, constants
-from samples import key_folder
+from samples import Hub, Outcome, key_folder
 
+from wsssbed_hub import cli
 from wsssbed_hub.hub import HubRegistry
+
+if TYPE_CHECKING:
+    from gcsserver import GcsServer
+    from s3server import S3Server
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as stages/__main__.py; tests share the cores
 
@@ -25,6 +33,19 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WSSSBED_REGISTRY", str(tmp_path / "registry"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("WSSSBED_LOCK", str(tmp_path / "lock" / "wsssbed.lock.yaml"))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hub:
+    """Runs the command line in this process, through its real entry point."""
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["wsssbed-hub", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Outcome(int(end.value.code or 0), *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -105,3 +126,70 @@ def published(tmp_path: Path, registry: HubRegistry) -> HubRegistry:
     key_folder(tmp_path / "key")
     registry.publish(tmp_path / "key")
     return registry
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """S3 on loopback, with one bucket, that s3fs talks to."""
+    import s3server  # moto takes a second to be imported
+
+    server = s3server.S3Server().start()
+    s3server.use(server.endpoint, monkeypatch).mkdir(s3server.BUCKET)
+    server.requests.clear()
+    yield server
+    server.stop()
+    s3server.forget()
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    """A registry there that is empty."""
+    return "s3://maps/made"
+
+
+@pytest.fixture
+def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsServer]:
+    """Google Cloud Storage on loopback, with one bucket, that gcsfs talks to."""
+    import gcsserver
+
+    server = gcsserver.GcsServer().start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # nor look for Google's machines
+    yield server
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def google(gs: GcsServer) -> str:
+    """A registry there that is empty."""
+    return "gs://maps/made"
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A registry in memory that is empty."""
+    yield "memory://made"
+    files = fsspec.filesystem("memory")
+    if files.exists("/made"):
+        files.rm("/made", recursive=True)
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty registry at a URL whose driver knows of no conditions: files on this disk, as on a
+    server that one signs in to."""
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Plain(DirFileSystem):
+        protocol = "plain"
+
+        def __init__(self, **options: object) -> None:
+            super().__init__(path=os.environ["PLAIN_ROOT"], fs=LocalFileSystem())
+
+    (tmp_path / "plain").mkdir()
+    monkeypatch.setenv("PLAIN_ROOT", str(tmp_path / "plain"))
+    fsspec.register_implementation("plain", Plain, clobber=True)
+    yield "plain://made"
+    Plain.clear_instance_cache()

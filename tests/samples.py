@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,18 @@ from wsssbed_hub.keyfolder import complete
 from wsssbed_hub.manifest import Environment, Manifest, Method, Provenance
 from wsssbed_hub.reader import Activations
 from wsssbed_hub.writing import Written, write_maps
+
+
+class Outcome(NamedTuple):
+    """What a command came to: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+Hub = Callable[..., Outcome]
+"""Runs ``wsssbed-hub`` with the words that it is given (the fixture ``command``)."""
 
 IDS = ["2007_000032", "2007_000039", "2007_000063"]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from wsssbed_hub.commands import artifacts, containers, contribute, data, measure
+from wsssbed_hub.commands import artifacts, cache, containers, contribute, data, find, measure
 from wsssbed_hub.errors import HubError
 
 app = typer.Typer(
@@ -22,10 +22,12 @@ app = typer.Typer(
     help="Saliency and activation maps for weakly-supervised segmentation: find, verify, combine, "
     "measure, publish.",
 )
+find.register(app)
 artifacts.register(app)
 measure.register(app)
 contribute.register(app)
 data.register(app)
+app.add_typer(cache.app, name="cache")
 containers.register(app)
 
 

@@ -1,28 +1,23 @@
-"""Find, fetch, check and publish artifacts: list, show, pull, push, verify."""
+"""Fetch, check and publish artifacts: pull, push, verify."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from wsssbed_hub.commands import registries
 from wsssbed_hub.commands.common import (
-    AsJson,
+    DATA_ROOT,
+    WHICH,
+    DataRoot,
     Registry,
     Target,
     human,
-    print_table,
     progress_bar,
 )
-
-if TYPE_CHECKING:
-    from wsssbed_hub.manifest import Manifest
-
-
-_WHICH = "KEY[@VERSION], or hf:NAMESPACE/REPOSITORY[@REVISION] on the Hub."
 
 
 class Form(StrEnum):
@@ -30,86 +25,8 @@ class Form(StrEnum):
     png = "png"
 
 
-def list_(
-    kind: Annotated[
-        str | None, typer.Option(help="Only this kind: sal, cam, label or weights.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Only maps over this target.")] = None,
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the artifacts of a registry."""
-    from wsssbed_hub.errors import UsageError
-    from wsssbed_hub.keys import KINDS
-    from wsssbed_hub.registry import open_registry
-
-    if kind is not None and kind not in KINDS:
-        raise UsageError(f"There is no kind {kind!r}. Kinds are {', '.join(KINDS)}.")
-    place = open_registry(registry)
-    rows = [
-        row
-        for manifest in place.manifests()
-        if kind in (None, manifest.kind)
-        for row in _rows(manifest)
-        if target in (None, row["target"])
-    ]
-    if not rows and not as_json:
-        typer.echo(f"No such artifacts in {place}.")
-        return
-    print_table(rows, as_json=as_json)
-
-
-def _rows(manifest: Manifest) -> list[dict[str, Any]]:
-    """One row for each target that the manifest covers, at its latest version."""
-    rows = []
-    for target in manifest.targets():
-        version = manifest.latest(target)
-        entry = manifest.entry(version, target)
-        rows.append(
-            {
-                "key": manifest.key,
-                "version": str(version),
-                "target": target,
-                "method": manifest.method.name,
-                "trained on": _trained_on(manifest, target),
-                "images": entry.images,
-                "size": human(sum(file.size for file in entry.files)) if entry.files else None,
-            }
-        )
-    return rows
-
-
-def _trained_on(manifest: Manifest, target: str) -> str:
-    """The datasets that what covers ``target`` was trained on; ``?`` for one that is not known."""
-    items = [item for item in manifest.trained_on if item.target in (None, target)]
-    return ", ".join(item.dataset or "?" for item in items)
-
-
-def show(
-    key: Annotated[str, typer.Argument(help=_WHICH)],
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a manifest says: versions, files, how they were made and from what."""
-    from wsssbed_hub.registry import locate
-
-    place, wanted = locate(key, registry)
-    manifest = place.find(wanted)
-    if wanted.version is not None:
-        for target in manifest.targets():
-            manifest.entry(wanted.version, target)
-    if as_json:
-        typer.echo(manifest.model_dump_json(indent=2, exclude_defaults=True))
-        return
-    from rich.console import Console
-
-    from wsssbed_hub.commands.manifest_tree import manifest_tree
-
-    Console().print(manifest_tree(manifest, wanted.version))
-
-
 def pull(
-    key: Annotated[str, typer.Argument(help=_WHICH)],
+    key: Annotated[str, typer.Argument(help=WHICH)],
     target: Target = None,
     form: Annotated[
         Form,
@@ -119,6 +36,15 @@ def pull(
         Path | None,
         typer.Option(help="Folder to make.", show_default="the cache"),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Files that are fetched at once, and processes that convert a release.",
+            show_default="4 files, a process for each of up to 8 cores",
+        ),
+    ] = None,
+    data_root: DataRoot = DATA_ROOT,
     registry: Registry = None,
 ) -> None:
     """Fetch an artifact, verified against its manifest, and print where it is.
@@ -131,7 +57,16 @@ def pull(
     if form is Form.png and to is None:
         raise UsageError("--as png writes a folder: say where with --to.")
     with progress_bar(f"pull {key}") as progress:
-        folder = fetch(key, target, registry=registry, to=to, as_=form.value, progress=progress)
+        folder = fetch(
+            key,
+            target,
+            registry=registry,
+            to=to,
+            as_=form.value,
+            jobs=jobs,
+            data_root=data_root,
+            progress=progress,
+        )
     typer.echo(folder)
 
 
@@ -147,9 +82,8 @@ def push(
         typer.Option(
             "--to",
             "--registry",
-            envvar="WSSSBED_REGISTRY",
-            help="Where to publish: a folder, or hf:NAMESPACE on the Hub.",
-            show_default="~/.local/share/wsssbed-hub/registry",
+            help="Where to publish: a folder, hf:NAMESPACE on the Hub, or s3://, gs://.",
+            show_default="the first of WSSSBED_REGISTRY, else your own folder",
         ),
     ] = None,
     pull_request: Annotated[
@@ -159,9 +93,9 @@ def push(
     """Publish an artifact, whole or not at all. A published version never changes."""
     from wsssbed_hub.errors import UsageError
     from wsssbed_hub.hub import HubRegistry
-    from wsssbed_hub.registry import open_registry
+    from wsssbed_hub.registry import default_registry, open_registry
 
-    place = open_registry(to, create=True)
+    place = open_registry(to or default_registry(), create=True)
     if pull_request and not isinstance(place, HubRegistry):
         raise UsageError(f"--pr opens a pull request on the Hub (--to hf:NAMESPACE), not {place}.")
     with progress_bar(f"push {folder}") as progress:
@@ -173,7 +107,7 @@ def push(
 
 
 def verify(
-    what: Annotated[str, typer.Argument(help="A folder with a manifest.yaml, or " + _WHICH)],
+    what: Annotated[str, typer.Argument(help="A folder with a manifest.yaml, or " + WHICH)],
     target: Target = None,
     registry: Registry = None,
 ) -> None:
@@ -193,6 +127,5 @@ def verify(
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
     app.add_typer(registries.app, name="registry")
-    app.command("list")(list_)
-    for command in (show, pull, push, verify):
+    for command in (pull, push, verify):
         app.command()(command)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from wsssbed_hub.errors import UsageError
+from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.keys import Key
 from wsssbed_hub.manifest import (
     Entry,
@@ -20,14 +20,16 @@ from wsssbed_hub.manifest import (
     TrainedOn,
     UrlSource,
 )
-from wsssbed_hub.report import provenance_tree
+from wsssbed_hub.tree import CIRCLE, DEEPEST, MISSING, MOST, TOO_DEEP, TOO_MANY, provenance_tree
 
 
 def digest(letter: str) -> str:
     return "sha256:" + letter * 64
 
 
-def manifest(key: str, letter: str, *made_from: Ingredient, **entry) -> Manifest:
+def manifest(
+    key: str, letter: str, *made_from: Ingredient, trained_with: tuple[str, ...] = (), **entry
+) -> Manifest:
     kind = key.split("/")[0]
     names = ["config.json", "model.safetensors"] if kind == "weights" else ["00000.parquet"]
     made = Provenance(
@@ -45,6 +47,7 @@ def manifest(key: str, letter: str, *made_from: Ingredient, **entry) -> Manifest
         title="For a test",
         method=Method(name="Test", paper="https://example.org/paper"),
         trained_on=[TrainedOn(dataset="shapes", supervision="pixel masks")],
+        trained_with=list(trained_with),
         versions={
             "1.0.0": {
                 "shapes": Entry(
@@ -118,9 +121,24 @@ def test_source_is_a_link(source, url):
 def test_a_manifest_that_is_not_at_hand_ends_the_branch():
     label = manifest("label/test", "a", key_of("sal", "sal/test@1.0.0", "b"))
     tree = provenance_tree(label, finder())
-    assert [(node.name, node.digest) for node in tree.made_from] == [
-        ("sal/test@1.0.0", digest("b"))
+    assert [(node.name, node.digest, node.remark) for node in tree.made_from] == [
+        ("sal/test@1.0.0", digest("b"), MISSING)
     ]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "remark"),
+    [
+        (UsageError("There is no sal/test in x."), MISSING),
+        (HubError("x cannot be reached."), "its manifest cannot be read: x cannot be reached."),
+    ],
+)
+def test_a_registry_that_fails_ends_the_branch(trouble, remark):
+    def find(key):
+        raise trouble
+
+    tree = provenance_tree(manifest("cam/test", "a", trained_with=("sal/test",)), find)
+    assert [(node.name, node.remark) for node in tree.made_from] == [("sal/test", remark)]
 
 
 def test_another_digest_than_the_manifest_gives_is_said():
@@ -128,20 +146,89 @@ def test_another_digest_than_the_manifest_gives_is_said():
     label = manifest("label/test", "a", key_of("sal", "sal/test@1.0.0", "b"))
     (leaf,) = provenance_tree(label, finder(sal)).made_from
     assert leaf.digest == digest("b")
-    assert digest("e") in leaf.facts["doubt"]
+    assert digest("e") in leaf.remark
+    assert leaf.facts == {}
 
 
-@pytest.mark.parametrize("key", ["sal/test", "sal/test@2.0.0"])
-def test_a_version_that_is_not_there_ends_the_branch(key):
-    label = manifest("label/test", "a", key_of("sal", key, "b"))
+def test_a_version_that_is_not_there_ends_the_branch():
+    label = manifest("label/test", "a", key_of("sal", "sal/test@2.0.0", "b"))
     (leaf,) = provenance_tree(label, finder(manifest("sal/test", "b"))).made_from
-    assert (leaf.name, leaf.facts) == (key, {})
+    assert (leaf.name, leaf.facts) == ("sal/test@2.0.0", {})
+    assert "no version 2.0.0" in leaf.remark
+
+
+def test_what_the_training_saw_is_followed_by_its_name_alone():
+    """EPS of the release: nothing is known of its saliency maps but the key."""
+    weights = manifest("weights/sod-test", "c")
+    sal = manifest("sal/test", "b", key_of("weights", "weights/sod-test@1.0.0", "c"))
+    cam = manifest("cam/test", "a", trained_with=("sal/test",))
+    tree = provenance_tree(cam, finder(sal, weights))
+    assert [node.name for node in tree.walk()] == [
+        "cam/test@1.0.0",
+        "sal/test@1.0.0",
+        "weights/sod-test@1.0.0",
+    ]
+    assert "not stated" in tree.made_from[0].remark
+    assert tree.made_from[0].made_from[0].remark is None
+
+
+def test_what_provenance_and_training_both_name_is_there_once():
+    sal = manifest("sal/test", "b")
+    cam = manifest(
+        "cam/test", "a", key_of("sal", "sal/test@1.0.0", "b"), trained_with=("sal/test",)
+    )
+    (part,) = provenance_tree(cam, finder(sal)).made_from
+    assert (part.name, part.remark) == ("sal/test@1.0.0", None)
+
+
+def test_other_targets_are_other_maps_but_weights_are_weights():
+    sal, weights = manifest("sal/test", "b"), manifest("weights/sod-test", "c")
+    cam = manifest("cam/test", "a", trained_with=("sal/test", "weights/sod-test"))
+    (entry,) = cam.versions["1.0.0"].values()
+    moved = [
+        file.model_copy(update={"path": file.path.replace("shapes", "voc12")})
+        for file in entry.files
+    ]
+    over = {"1.0.0": {"voc12": entry.model_copy(update={"files": moved})}}
+    tree = provenance_tree(cam.model_copy(update={"versions": over}), finder(sal, weights))
+    first, second = tree.made_from
+    assert (first.target, first.remark) == (None, "its manifest here has nothing over voc12")
+    assert (second.target, second.digest) == ("shapes", digest("c"))
 
 
 def test_maps_that_claim_to_be_made_of_themselves():
     snake = manifest("sal/test", "a", *[key_of("sal", "sal/test@1.0.0", "a")] * 3)
     nodes = list(provenance_tree(snake, finder(snake)).walk())
-    assert 10 < len(nodes) < 1000
+    assert [node.remark for node in nodes] == [None, CIRCLE, CIRCLE, CIRCLE]
+
+
+def test_two_that_claim_to_be_made_of_each_other():
+    one = manifest("sal/one", "a", trained_with=("sal/two",))
+    two = manifest("sal/two", "b", key_of("sal", "sal/one@1.0.0", "a"))
+    names = [node.name for node in provenance_tree(one, finder(one, two)).walk()]
+    assert names == ["sal/one@1.0.0", "sal/two@1.0.0", "sal/one@1.0.0"]
+
+
+def test_depth_is_bounded_and_said():
+    chain = [
+        manifest(f"sal/test{n}", "a", key_of("sal", f"sal/test{n + 1}@1.0.0", "a"))
+        for n in range(3 * DEEPEST)
+    ]
+    nodes = list(provenance_tree(chain[0], finder(*chain)).walk())
+    assert len(nodes) == DEEPEST + 1
+    assert [node.remark for node in nodes[:-1]] == [None] * DEEPEST
+    assert nodes[-1].remark == TOO_DEEP
+
+
+def test_size_is_bounded_and_said():
+    """Each of them is made from three of the next: half a million, if all were followed."""
+    chain = [
+        manifest(f"sal/test{n}", "a", *[key_of("sal", f"sal/test{n + 1}@1.0.0", "a")] * 3)
+        for n in range(DEEPEST)
+    ]
+    nodes = list(provenance_tree(chain[0], finder(*chain)).walk())
+    assert len(nodes) <= MOST
+    assert TOO_MANY in {node.remark for node in nodes}
 
 
 def test_unknown_version_of_the_root():
