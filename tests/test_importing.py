@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,17 +11,21 @@ import pytest
 import tinyvoc
 import typer
 from killing import deaths
+from PIL import Image
 from samples import key_folder, noise, png
 from typer.testing import CliRunner, Result
 
 from wsssbed_hub.commands import contribute
+from wsssbed_hub.digests import list_digest
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.importing import Card, Import, parse_trained_on
+from wsssbed_hub.inspection import Problem
 from wsssbed_hub.keyfolder import read_manifest, verify_folder
 from wsssbed_hub.manifest import Method
 from wsssbed_hub.maps import open_artifact
 from wsssbed_hub.registry import open_registry, pull
-from wsssbed_hub.targets import TARGETS
+from wsssbed_hub.suspects import choose
+from wsssbed_hub.targets import TARGETS, make_shapes, open_target
 
 S, A = tinyvoc.saliency(), tinyvoc.activations()
 SHAPE = tinyvoc.SIZE
@@ -78,7 +83,7 @@ INVERTED[1:-1, 1:-1] = 20
         (
             "sal/x",
             {name: png(INVERTED) for name in S},
-            "warning: 3 of 3 maps are brighter at the border than inside: inverted?",
+            "warning: 3 of 3 maps are brighter at the border than inside, inverted?: a1, b2, c3",
         ),
         (
             "cam/x",
@@ -225,3 +230,121 @@ def test_the_command_with_errors(tmp_path: Path, data: Path) -> None:
     assert not (tmp_path / "key").exists()
     result = run(*asked, tmp_path / "key", "--data-root", tmp_path / "none")
     assert "nothing could be compared" in result.stderr
+
+
+L = {f"{i}.png": png(np.full(SHAPE, 1 + c[0], np.uint8), "P") for i, c in tinyvoc.IDS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("a1.png", 7, "error: values that are no class of shapes: a1"),
+        ("b2.png", 5, "warning: classes that the image-level labels do not have: b2"),
+        ("c3.png", 255, None),
+        ("c3.png", 0, None),
+    ],
+)
+def test_classes_of_labels(
+    tmp_path: Path, data: Path, name: str, value: int, expected: str | None
+) -> None:
+    files = {**L, name: png(np.full(SHAPE, value, np.uint8), "P")}
+    found = problems(tmp_path, files, data, "label/x")
+    assert expected in found if expected else found == []
+
+
+def sheet(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gallery_with_what_is_suspicious_first(tmp_path: Path, data: Path, there: bool) -> None:
+    files = {**S, "c3.png": png(np.full((5, 8), 77, np.uint8)), "b2.png": b"no PNG"}
+    root = data if there else tmp_path / "none"
+    incoming = Import(tinyvoc.unpacked(files, tmp_path / "given"), "sal/x", "shapes", root)
+    found = incoming.problems()
+    incoming.draw(tmp_path / "gallery.png", found)
+    picture = sheet(tmp_path / "gallery.png")
+    assert picture.shape[1] == 2 * 170 + 10
+    named = choose(incoming.maps, incoming.goal, found, 8)
+    assert named[0] == "b2"
+    if there:  # else nobody can say that the size is wrong
+        assert named[1] == "c3"
+    assert sorted(named) == ["a1", "b2", "c3"]
+    # The flat map of another size is on the sheet as it is, below the one that cannot be read.
+    assert (picture[:, 180:188] == 77).all(axis=-1).any()
+
+
+def test_a_few_of_each_problem_come_before_many_of_one(tmp_path: Path, data: Path) -> None:
+    incoming = Import(tinyvoc.unpacked(S, tmp_path / "given"), "sal/x", "shapes", data)
+    found = [Problem("error", "a", tuple("pqrstu")), Problem("error", "b", ("v",))]
+    assert choose(incoming.maps, incoming.goal, found, 5) == ["p", "q", "r", "v", "a1"]
+
+
+def test_the_command_draws_the_gallery_also_with_errors(tmp_path: Path, data: Path) -> None:
+    given = tinyvoc.unpacked(without(S, "b2.png"), tmp_path / "maps")
+    asked = ("import", given, "sal/x", "--target", "shapes", "--method", "X", "--data-root", data)
+    result = run(*asked, "--gallery", tmp_path / "new" / "g.png")
+    assert isinstance(result.exception, HubError)
+    assert sheet(tmp_path / "new" / "g.png").size
+    assert f"thumbnails drawn in {tmp_path / 'new' / 'g.png'}" in result.stderr
+
+
+def test_sixteen_bits_and_some_maps_as_floats(tmp_path: Path, data: Path) -> None:
+    deep = io.BytesIO()
+    Image.fromarray(np.full(SHAPE, 40000, np.uint16)).save(deep, "PNG")
+    (found,) = problems(tmp_path / "1", {**S, "a1.png": deep.getvalue()}, data)
+    assert found.startswith("error: damaged maps (")
+    assert found.endswith("): a1")
+    dark = {name: png(noise(1, *SHAPE) // 128) for name in S}
+    found_too = problems(tmp_path / "2", {**dark, "a1.png": S["a1.png"]}, data)
+    assert "warning: maps without a value above 1, written as 0..1?: b2, c3" in found_too
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drawn")
+    make_shapes(root, train=4, val=1, sod=1, sod_test=1, small=1)
+    return root
+
+
+def truth_of(drawn: Path, split: str) -> dict[str, np.ndarray]:
+    truth = open_target("shapes", drawn).ground_truth(split)
+    return {image_id: np.asarray(truth.read(image_id)) for image_id in truth.image_ids}
+
+
+@pytest.mark.parametrize("kind", ["sal", "label"])
+def test_what_the_maps_are_worth_goes_into_the_manifest(
+    tmp_path: Path, drawn: Path, kind: str
+) -> None:
+    """Half of the truth is taken away: what is left of mIoU and MAE is counted here by hand."""
+    maps, errors = {}, []
+    for image_id, truth in truth_of(drawn, "train_aug").items():
+        label = np.where(np.arange(truth.shape[1]) % 2, truth, 255).astype(np.uint8)
+        grey = np.where((label > 0) & (label < 255), 255, 0).astype(np.uint8)
+        maps[f"{image_id}.png"] = png(grey) if kind == "sal" else png(label, "P")
+        errors.append(np.abs(grey / 255 - (truth > 0)).mean())
+    given = tinyvoc.unpacked(maps, tmp_path / "maps")
+    incoming = Import(given, f"{kind}/x", "shapes", drawn)
+    found = {one.metric: one for one in incoming.measure("train_aug")}
+    if kind == "sal":
+        assert found["mae"].value == pytest.approx(float(np.mean(errors)), abs=5e-5)  # 4 digits
+    else:
+        assert found["coverage"].value == pytest.approx(0.5, abs=0.01)  # 255 counts nowhere
+        assert found["mIoU"].value == pytest.approx(0.5, abs=0.05)  # of each class about half
+    one = next(iter(found.values()))
+    ids = sorted(truth_of(drawn, "train_aug"))
+    assert (one.images, one.image_list, one.split) == (len(ids), list_digest(ids), "train_aug")
+    manifest = incoming.write(tmp_path / "key", CARD, results=list(found.values()))
+    assert manifest.entry("1.0.0", "shapes").results == list(found.values())
+    incoming.write(tmp_path / "bare", CARD)
+    with pytest.raises(HubError, match="without these results"):
+        incoming.write(tmp_path / "bare", CARD, results=list(found.values()))
+
+
+def test_activation_maps_are_not_measured_alone(tmp_path: Path, data: Path) -> None:
+    given = tinyvoc.unpacked(A, tmp_path / "maps")
+    with pytest.raises(UsageError, match="wsssbed-hub curve"):
+        Import(given, "cam/x", "shapes", data).measure("train")
+    given = tinyvoc.unpacked(S, tmp_path / "sal")
+    with pytest.raises(HubError, match="shapes is not below"):
+        Import(given, "sal/x", "shapes", tmp_path / "none").measure("train")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.index import IndexRegistry
-from wsssbed_hub.inspection import Problem, check_lists, goal_of, look_at_all
-from wsssbed_hub.keyfolder import MANIFEST, open_entry, verify_folder
+from wsssbed_hub.inspection import Problem
 from wsssbed_hub.keys import KINDS, Key
 from wsssbed_hub.manifest import (
     MAX_BYTES,
@@ -189,53 +188,15 @@ def check_source(manifest: Manifest, chosen: Chosen) -> Problem | None:
 def _check_hub_files(source: HubSource, manifest: Manifest, files: Iterable[File]) -> None:
     from wsssbed_hub.hub import open_repository
 
-    registry, _ = open_repository(f"hf:{source.repo}@{source.commit}")
+    registry, key = open_repository(f"hf:{source.repo}@{source.commit}")
+    if not registry.repository(key).is_on("main", source.commit):
+        raise HubError(
+            f"{source.commit[:12]} is not on the main branch of {source.repo}: what is only in a "
+            "pull request may go away. State the commit after it was merged."
+        )
     there = {file for c in registry.find(manifest.parsed_key).entries() for file in c.entry.files}
     missing = [file.path for file in files if file not in there]
     if missing:
         raise HubError(
             f"{source.repo} at {source.commit[:12]} does not have {missing[0]} like that."
         )
-
-
-def check_data(
-    path: Path,
-    manifest: Manifest,
-    chosen: Chosen,
-    data_root: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Problem]:
-    """Fetches the files of an entry and proves what is said of them.
-
-    That is every digest, number and list in the manifest and, for maps, what the target has to say
-    if it is below ``data_root``: ids, sizes, classes; and what decoded maps tell.
-    """
-    from wsssbed_hub.registry import pull
-
-    place = _OneManifest(path, manifest)
-    key = manifest.parsed_key.at(chosen.version)
-    try:
-        folder = pull(key, chosen.target, registry=place, progress=progress)
-        verify_folder(folder)
-        if manifest.kind == "weights":
-            return []
-        here = read(folder / MANIFEST)
-        (entry,) = here.entries()
-        goal = goal_of(chosen.target, data_root)
-        maps = open_entry(folder, here, entry)
-        pixels = look_at_all(maps, goal)
-        classes = (lambda i: pixels.classes.get(i, [])) if maps.kind == "cam" else None
-        return [*check_lists(maps.image_ids, goal, classes), *pixels.problems()]
-    except HubError as error:
-        return [Problem("error", f"{chosen.version}/{chosen.target}: {error}")]
-
-
-class _OneManifest(IndexRegistry):
-    """The manifest that is checked, wherever it lies, as a registry."""
-
-    def __init__(self, path: Path, manifest: Manifest):
-        super().__init__(path.parent)
-        self.manifest = manifest
-
-    def find(self, key: Key) -> Manifest:
-        return self.manifest

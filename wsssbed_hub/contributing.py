@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from wsssbed_hub.checking import check_manifest
 from wsssbed_hub.checking import read as read_file
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.files import Progress, expect_trouble, write_whole
+from wsssbed_hub.hub import HubRegistry
+from wsssbed_hub.hub_repository import MAIN
+from wsssbed_hub.hub_trouble import Missing
 from wsssbed_hub.keyfolder import read_manifest
 from wsssbed_hub.manifest import HubSource, Manifest
-
-if TYPE_CHECKING:
-    from wsssbed_hub.hub import HubRegistry
 
 _PLACEHOLDER = HubSource(repo="a/b", commit="0" * 40)  # where the files will be is not known yet
 
 
-def contribute(
-    folder: Path, registry: HubRegistry, index: Path, *, progress: Progress | None = None
-) -> Path:
-    """Publishes the key folder and writes its manifest below ``index``; the path of that.
+class Contributed(NamedTuple):
+    """How far it came: the manifest that was written, or the Hub's pull request that has to be
+    merged first, and whether that was there before."""
 
-    The rules of the index are checked before anything is published. A manifest that the index has
-    keeps its versions. Run again, it changes nothing.
+    manifest: Path | None = None
+    request: str | None = None
+    waiting: bool = False
+
+
+def contribute(
+    folder: Path,
+    registry: HubRegistry,
+    index: Path,
+    *,
+    pull_request: bool = False,
+    progress: Progress | None = None,
+) -> Contributed:
+    """Publishes the key folder and writes its manifest below ``index``.
+
+    With ``pull_request`` the Hub's owners of the repository decide: the first call opens a pull
+    request there, and once they have merged it another call finds the files on ``main`` and writes
+    the manifest. No manifest ever names the commit of a pull request. The rules of the index are
+    checked before anything is published. A manifest that the index has keeps its versions. Run
+    again, it changes nothing.
 
     Raises UsageError if ``index`` is not there; HubError for a manifest that breaks a rule, and as
-    ``publish`` does.
+    ``publish`` and ``propose`` do.
     """
     if not index.is_dir():
         raise UsageError(
@@ -37,14 +54,64 @@ def contribute(
     path = index / f"{own.key}.yaml"
     old = read_file(path) if path.is_file() else None
     _check(path, _with_source(own, _PLACEHOLDER))
-    registry.publish(folder, progress=progress)
-    repository = registry.repository(own.parsed_key)
-    new = _with_source(own, HubSource(repo=repository.name, commit=repository.head("main")))
+    if pull_request:
+        request = _request(folder, own, registry, progress)
+        if request is not None:
+            return request
+    else:
+        registry.publish(folder, progress=progress)
+    new = _as_published(own, registry)
     merged = new if old is None else old.merged(new)
     with expect_trouble(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, merged.dump().encode())
-    return path
+    return Contributed(path)
+
+
+def _request(
+    folder: Path, own: Manifest, registry: HubRegistry, progress: Progress | None
+) -> Contributed | None:
+    """The pull request on the Hub, opened now or before; None once it is merged."""
+    repository = registry.repository(own.parsed_key)
+    try:
+        if _holds(own, registry, repository.head(MAIN)):
+            return None
+        for number in repository.open_requests():
+            if _holds(own, registry, f"refs/pr/{number}"):
+                url = f"{repository.url}/discussions/{number}"
+                return Contributed(request=url, waiting=True)
+        return Contributed(request=registry.propose(folder, progress=progress))
+    except Missing as error:
+        raise Missing(
+            f"{error} A pull request needs a repository that is there: ask its owners for an empty "
+            "one of that name, or publish in a namespace of your own, without --pr."
+        ) from None
+
+
+def _at(registry: HubRegistry, own: Manifest, revision: str) -> Manifest:
+    """The repository's manifest at a revision. Raises UsageError if it has none."""
+    name = own.parsed_key.repository
+    there = HubRegistry(registry.namespace, repository=name, revision=revision)
+    return there.find(own.parsed_key)
+
+
+def _holds(own: Manifest, registry: HubRegistry, revision: str) -> bool:
+    """Whether a revision of the repository has every version with the same content."""
+    try:
+        there = _at(registry, own, revision)
+    except UsageError:
+        return False  # nothing is published there yet
+    contents = {chosen[:2]: chosen.entry.content for chosen in there.entries()}
+    return all(contents.get(c[:2]) == c.entry.content is not None for c in own.entries())
+
+
+def _as_published(own: Manifest, registry: HubRegistry) -> Manifest:
+    """``own`` as it is on the Hub: the same maps may lie there in other files."""
+    repository = registry.repository(own.parsed_key)
+    commit = repository.head(MAIN)
+    there = {chosen[:2]: chosen for chosen in _at(registry, own, commit).entries()}
+    mine = own.with_entries(there[chosen[:2]] for chosen in own.entries())
+    return _with_source(mine, HubSource(repo=repository.name, commit=commit))
 
 
 def _check(path: Path, manifest: Manifest) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsssbed_hub.digests import list_digest
 from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.inspection import Goal, Problem, check_lists, goal_of, look_at_all
+from wsssbed_hub.evaluation import Foreground, score_labels, score_saliency
+from wsssbed_hub.files import expect_trouble, write_whole
+from wsssbed_hub.inspection import Goal, Problem, goal_of, inspect
 from wsssbed_hub.keyfolder import complete
 from wsssbed_hub.keys import Key, Version
-from wsssbed_hub.manifest import Manifest, Method, TrainedOn
+from wsssbed_hub.manifest import Manifest, Method, Result, TrainedOn
 from wsssbed_hub.maps import open_artifact
 from wsssbed_hub.pngs import PngFolder, PngZip
 from wsssbed_hub.reader import MAP_KINDS
+from wsssbed_hub.recomputing import FAST_MEASURES
+from wsssbed_hub.targets import open_target
 from wsssbed_hub.writing import write_maps
 
 Advance = Callable[[int, int], None]  # images done, images in all
+_DIGITS = 4  # of a fraction: a hundredth of a percent
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,76 @@ class Import:
         if not isinstance(maps, PngFolder | PngZip):
             raise UsageError(f"{path} is a key folder already: push it as it is.")
         self.maps: PngFolder | PngZip = maps
+        self.data_root = data_root
         self.goal: Goal = goal_of(target, data_root)
 
     def problems(self, progress: Advance | None = None) -> list[Problem]:
         """All that is wrong, errors first. Every map is decoded; ``progress(images, of)``."""
-        class_ids = self.maps.class_ids if self.maps.kind == "cam" else None
-        found = check_lists(self.maps.image_ids, self.goal, class_ids)
-        found += look_at_all(self.maps, self.goal, progress).problems()
-        return sorted(found, key=lambda problem: problem.severity)  # error before warning
+        return inspect(self.maps, self.goal, progress)
+
+    def draw(self, path: Path, problems: Sequence[Problem]) -> None:
+        """Thumbnails as a PNG file at ``path``: the maps that ``problems`` name first."""
+        from wsssbed_hub.suspects import gallery
+
+        with expect_trouble(path.parent):
+            write_whole(path, gallery(self.maps, self.goal, problems))
+
+    def measure(self, split: str, progress: Advance | None = None) -> list[Result]:
+        """What saliency maps or labels are worth against the ground truth of a split.
+
+        Raises UsageError for activation maps, whose labels depend on more than them, and for an
+        unknown split; HubError if the ground truth is not at hand or the maps do not cover it.
+        """
+        kind = self.maps.kind
+        if kind == "cam":
+            raise UsageError(
+                "Activation maps have no score of their own: `wsssbed-hub curve` measures the "
+                "labels that are made from them."
+            )
+        target = self.goal.target or open_target(self.goal.name, self.data_root)
+        truth = target.ground_truth(split)
+        if kind == "sal":
+            values = score_saliency(
+                self.maps, Foreground(truth), measures=FAST_MEASURES, progress=progress
+            )
+        else:
+            score = score_labels(
+                self.maps,
+                truth,
+                num_classes=target.num_classes,
+                undecided=True,
+                progress=progress,
+            )
+            values = {"mIoU": score.mean_iou(), "coverage": score.coverage}
+            names = ("background", *target.classes)
+            classes = zip(names, score.class_iou.tolist(), strict=True)
+            values |= {f"IoU {name}": value for name, value in classes}
+        images, image_list = len(truth.image_ids), list_digest(truth.image_ids)
+        return [
+            Result(
+                metric=name,
+                value=round(float(value), _DIGITS),
+                images=images,
+                image_list=image_list,
+                split=split,
+            )
+            for name, value in values.items()
+            if not math.isnan(value)
+        ]
 
     def write(
-        self, folder: Path, card: Card, *, version: str = "1.0.0", progress: Advance | None = None
+        self,
+        folder: Path,
+        card: Card,
+        *,
+        version: str = "1.0.0",
+        results: Sequence[Result] = (),
+        progress: Advance | None = None,
     ) -> Manifest:
         """The maps as a version of the key in ``folder``; goes on where a killed run stopped.
 
-        Raises HubError if the folder holds another key, or the version with other maps.
+        Raises HubError if the folder holds another key, or the version with other maps or without
+        ``results``.
         """
         number = self.key.version or Version.parse(version)
         total, done = len(self.maps), 0
@@ -80,7 +142,7 @@ class Import:
             settings=settings,
             progress=advance,
         )
-        return complete(
+        manifest = complete(
             folder,
             written,
             key=str(self.key.unversioned),
@@ -91,7 +153,14 @@ class Import:
             trained_on=card.trained_on,
             trained_with=card.trained_with,
             licence=card.licence,
+            results=results,
         )
+        if any(one not in manifest.entry(number, self.goal.name).results for one in results):
+            raise HubError(
+                f"{folder} holds {self.key.unversioned}@{number} already, without these results. "
+                "Remove it and import again."
+            )
+        return manifest
 
 
 def _is_key_folder(path: Path) -> bool:

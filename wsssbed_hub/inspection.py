@@ -5,7 +5,7 @@ An error makes the maps useless, or another thing than they should be; a warning
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,9 +13,12 @@ from typing import Literal
 import numpy as np
 
 from wsssbed_hub.errors import HubError
+from wsssbed_hub.labels import IGNORE
 from wsssbed_hub.reader import Activations, Maps
 from wsssbed_hub.targets import TARGETS, Target, open_target
 
+Severity = Literal["error", "warning"]
+About = Literal["ids", "sizes", "classes", "values"]
 Check = Literal["count", "ids", "sizes", "classes"]
 
 PUBLISHED = {"voc12": 10582, "coco14": 82081}  # images that maps are made for
@@ -26,11 +29,16 @@ _NAMED = 5  # images that a message names
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and the images that it is wrong with."""
+    """One thing that is wrong, and the images that it is wrong with.
 
-    severity: Literal["error", "warning"]
+    ``mark`` says it in two words, below a thumbnail; ``about`` is what of the maps it concerns.
+    """
+
+    severity: Severity
     what: str
     images: tuple[str, ...] = ()
+    mark: str = ""
+    about: About | None = None
 
     def __str__(self) -> str:
         named = ", ".join(self.images[:_NAMED])
@@ -84,28 +92,32 @@ def check_lists(
         if goal.count is None or len(image_ids) >= goal.count:
             return []
         what = f"{len(image_ids):,} images; {goal.name} has {goal.count:,}"
-        return [Problem("error", what)]
+        return [Problem("error", what, about="ids")]
     have, wanted = set(image_ids), set(goal.ids)
     others = sorted(have - wanted)
     known = _known(goal.target, others)
     unknown = [image_id for image_id in others if image_id not in known]
+    missing = f"missing images of {goal.name} {goal.split}"
     found = [
-        _problem("error", f"missing images of {goal.name} {goal.split}", sorted(wanted - have)),
-        _problem("error", f"images that {goal.name} does not have", unknown),
-        _problem("warning", f"images beyond {goal.split}", sorted(known)),
+        _problem("error", missing, sorted(wanted - have), "missing", "ids"),
+        _problem("error", f"images that {goal.name} does not have", unknown, "unknown", "ids"),
+        _problem("warning", f"images beyond {goal.split}", sorted(known), "not listed", "ids"),
     ]
     if class_ids is not None:
         found += _check_classes(class_ids, goal.target, sorted(have & wanted))
     return [problem for problem in found if problem is not None]
 
 
-def check_map_size(goal: Goal, image_id: str, maps: np.ndarray | Activations) -> None:
-    """Raises HubError unless the maps have the size of the target's image."""
-    height, width = _shape(maps)
-    if goal.size(image_id) != (height, width):
-        right = goal.size(image_id)
-        raise HubError(
-            f"the map of image {image_id} is {height} x {width} pixels, the image is "
+class WrongMaps(HubError):
+    """The maps themselves are wrong, not the disk or the machine."""
+
+
+def check_map_size(goal: Goal, image_id: str, size: tuple[int, int]) -> None:
+    """Raises WrongMaps unless ``size``, (height, width) of the maps, is that of the image."""
+    right = goal.size(image_id)
+    if right != size:
+        raise WrongMaps(
+            f"the map of image {image_id} is {size[0]} x {size[1]} pixels, the image is "
             f"{right[0]} x {right[1]}."
         )
 
@@ -138,20 +150,38 @@ def _check_classes(
         shifted += [c - 1 for c in classes] == labels
         if classes and classes[-1] >= target.num_classes:
             foreign.append(image_id)
-    severity: Literal["error", "warning"] = (
-        "error" if len(wrong) > TOLERATED * len(ids) else "warning"
-    )
+    severity: Severity = "error" if len(wrong) > TOLERATED * len(ids) else "warning"
     hint = " (they seem to be counted from 1, not from 0)" if shifted > len(wrong) // 2 else ""
+    other = f"classes other than the image-level labels{hint}"
+    beyond = f"classes beyond the {target.num_classes} of {target.name}"
     return [
-        _problem(severity, f"classes other than the image-level labels{hint}", wrong),
-        _problem("error", f"classes beyond the {target.num_classes} of {target.name}", foreign),
+        _problem(severity, other, wrong, "wrong classes", "classes"),
+        _problem("error", beyond, foreign, "wrong classes", "classes"),
+    ]
+
+
+def _check_label_classes(
+    classes: Mapping[str, Sequence[int]], target: Target, ids: Sequence[str]
+) -> list[Problem | None]:
+    """Labels hold the target's classes. Others than the image-level labels are worth a look:
+    pseudo labels have none, the output of a segmentation network may."""
+    beyond = [i for i in classes if max(classes[i], default=0) >= target.num_classes]
+    other = [i for i in ids if not set(classes[i]) <= set(target.image_labels(i))]
+    what = f"values that are no class of {target.name}"
+    return [
+        _problem("error", what, beyond, "wrong classes", "classes"),
+        _problem("warning", "classes that the image-level labels do not have", other, "classes?"),
     ]
 
 
 def _problem(
-    severity: Literal["error", "warning"], what: str, images: Sequence[str]
+    severity: Severity,
+    what: str,
+    images: Sequence[str],
+    mark: str = "",
+    about: About | None = None,
 ) -> Problem | None:
-    return Problem(severity, what, tuple(images)) if images else None
+    return Problem(severity, what, tuple(images), mark, about) if images else None
 
 
 @dataclass
@@ -161,8 +191,9 @@ class Pixels:
     kind: str
     images: int = 0
     highest: int = 0
-    inverted: int = 0
+    inverted: list[str] = field(default_factory=list)
     constant: list[str] = field(default_factory=list)
+    dark: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     sizes: list[str] = field(default_factory=list)
     first_damage: str = ""
@@ -173,28 +204,56 @@ class Pixels:
         self.images += 1
         if isinstance(maps, Activations):
             self.classes[image_id] = maps.class_ids.tolist()
-        self.highest = max(self.highest, int(pixels.max()))
+        elif self.kind == "label":
+            values = np.flatnonzero(np.bincount(maps.ravel(), minlength=256))
+            self.classes[image_id] = [int(v) - 1 for v in values if v not in (0, IGNORE)]
+        highest = int(pixels.max())
+        self.highest = max(self.highest, highest)
         if any(int(one.min()) == int(one.max()) for one in pixels):
             self.constant.append(image_id)
-        elif self.kind == "sal":
-            self.inverted += _is_brighter_outside(pixels[0])
+        elif highest <= _DARK:
+            self.dark.append(image_id)
+        elif self.kind == "sal" and _is_brighter_outside(pixels[0]):
+            self.inverted.append(image_id)
+
+    def add(self, other: Pixels) -> None:
+        """Takes over what was gathered elsewhere, about other images."""
+        self.images += other.images
+        self.highest = max(self.highest, other.highest)
+        for mine, theirs in (
+            (self.inverted, other.inverted),
+            (self.constant, other.constant),
+            (self.damaged, other.damaged),
+            (self.sizes, other.sizes),
+        ):
+            mine[:] = sorted(mine + theirs)
+        self.first_damage = self.first_damage or other.first_damage
+        self.classes |= other.classes
 
     def problems(self) -> list[Problem]:
+        damaged, size = (
+            f"damaged maps ({self.first_damage})",
+            "maps of another size than their image",
+        )
         found = [
-            _problem("error", f"damaged maps ({self.first_damage})", self.damaged),
-            _problem("error", "maps of another size than their image", self.sizes),
+            _problem("error", damaged, self.damaged, "damaged", "values"),
+            _problem("error", size, self.sizes, "wrong size", "sizes"),
         ]
         if self.kind != "label":
-            found.append(_problem("warning", "maps of one value only", self.constant))
+            one = "maps of one value only"
+            found.append(_problem("warning", one, self.constant, "one value", "values"))
             if self.images and self.highest <= _DARK:
                 what = f"no value above {self.highest}: written as 0..1 and not as 0..255?"
-                found.append(Problem("error", what))
-        if self.images and self.inverted > self.images / 2:
+                found.append(Problem("error", what, about="values"))
+            elif self.dark:
+                what = f"maps without a value above {_DARK}, written as 0..1?"
+                found.append(_problem("warning", what, self.dark, "0..1?", "values"))
+        if len(self.inverted) > self.images / 2:
             what = (
-                f"{self.inverted:,} of {self.images:,} maps are brighter at the border than inside:"
-                " inverted?"
+                f"{len(self.inverted):,} of {self.images:,} maps are brighter at the border than "
+                "inside, inverted?"
             )
-            found.append(Problem("warning", what))
+            found.append(_problem("warning", what, self.inverted, "inverted?", "values"))
         return [problem for problem in found if problem is not None]
 
 
@@ -209,6 +268,22 @@ def _is_brighter_outside(saliency: np.ndarray) -> bool:
         1, saliency.size - inside.size
     )
     return bool(border > inside.mean())
+
+
+def inspect(
+    maps: Maps, goal: Goal, progress: Callable[[int, int], None] | None = None
+) -> list[Problem]:
+    """All that is wrong with ``maps``, errors first. Every map is decoded; ``progress(images,
+    of)``."""
+    pixels = look_at_all(maps, goal, progress)
+    found: list[Problem | None] = [*check_lists(maps.image_ids, goal), *pixels.problems()]
+    if goal.target is not None:
+        listed = sorted(pixels.classes.keys() & set(goal.ids))
+        if maps.kind == "cam":
+            found += _check_classes(pixels.classes.__getitem__, goal.target, listed)
+        elif maps.kind == "label":
+            found += _check_label_classes(pixels.classes, goal.target, listed)
+    return sorted((one for one in found if one is not None), key=lambda one: one.severity)
 
 
 def look_at_all(

@@ -166,7 +166,10 @@ class Threshold(Model):
 
 
 class Result(Model):
-    """A measured number and what it depends on. Ratios are fractions, not percent."""
+    """A measured number and what it depends on. Ratios are fractions, not percent.
+
+    Of activation maps: ``saliency`` are the maps that took part in labelling, at ``sal_threshold``.
+    """
 
     metric: Text
     value: Annotated[float, Field(allow_inf_nan=False)]
@@ -176,6 +179,8 @@ class Result(Model):
     image_list: Digest
     split: Text
     threshold: Threshold | None = None
+    saliency: Ingredient | None = None
+    sal_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     rule: Rule | None = None
     crf: bool = False
     initial_weights: Text | None = None

@@ -28,6 +28,8 @@ _ROUTES: list[tuple[str, str, str]] = [
     ("GET", rf"/api/datasets/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", "tree"),
     ("POST", rf"/api/datasets/{_NAME}/paths-info/(?P<revision>[^/]+)", "paths_info"),
     ("GET", rf"/api/datasets/{_NAME}/refs", "refs"),
+    ("GET", rf"/api/datasets/{_NAME}/discussions", "discussions"),
+    ("GET", rf"/api/datasets/{_NAME}/commits/(?P<revision>[^/]+)", "commits"),
     ("POST", rf"/api/datasets/{_NAME}/tag/(?P<revision>[^/]+)", "tag"),
     ("DELETE", rf"/api/datasets/{_NAME}/tag/(?P<revision>[^/]+)", "untag"),
     ("POST", rf"/datasets/{_NAME}\.git/info/lfs/objects/batch", "batch"),
@@ -169,6 +171,38 @@ class Handler(Transport):
                 if ref.startswith(prefix)
             ]
         self.say(found)
+
+    def discussions(self, name: str) -> None:
+        """The pull requests: there are no other discussions here."""
+        repository = self.server.state.see(name, self.caller)
+        found = []
+        for reference, oid in sorted(repository.refs.items()):
+            kind, _, number = reference.rpartition("/")
+            if kind == "refs/pr":
+                commit = repository.commits[oid]
+                found.append(
+                    {
+                        "num": int(number),
+                        "title": commit.title,
+                        "createdAt": commit.date,
+                        "status": repository.decided.get(int(number), "open"),
+                        "repo": {"name": name, "type": "dataset"},
+                        "isPullRequest": True,
+                    }
+                )
+        self.say({"discussions": found, "count": len(found), "start": 0})
+
+    def commits(self, name: str, revision: str) -> None:
+        """The history of a revision, in pages of three."""
+        history = self.server.state.see(name, self.caller).history(revision)
+        page = int(self.query.get("p", 0))
+        found = [
+            {"id": c.oid, "authors": [], "date": c.date, "title": c.title, "message": ""}
+            for c in history[3 * page : 3 * page + 3]
+        ]
+        place = f"{self.server.endpoint}/api/datasets/{name}/commits/{revision}?p={page + 1}"
+        more = len(history) > 3 * page + 3
+        self.say(found, headers={"Link": f'<{place}>; rel="next"'} if more else None)
 
     def tag(self, name: str, revision: str) -> None:
         repository = self.server.state.write(name, self.caller)

@@ -78,6 +78,11 @@ class HubServer(ThreadingHTTPServer):
         if proposed.parent != head.oid:
             raise Refusal(409, "the pull request is not up to date")
         repository.commit(f"Merge #{number}", proposed.files, head, "refs/heads/main")
+        repository.decided[number] = "merged"
+
+    def close(self, name: str, number: int) -> None:
+        """Closes a pull request without merging it; its reference stays."""
+        self.repository(name).decided[number] = "closed"
 
     def count(self, path: str, method: str | None = None) -> int:
         """How many requests had ``path`` in theirs."""

@@ -76,6 +76,7 @@ class Repository:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     large: set[str] = field(default_factory=set)  # sha256 of what was uploaded here
+    decided: dict[int, str] = field(default_factory=dict)  # pull requests: "merged", "closed"
 
     @property
     def namespace(self) -> str:
@@ -110,6 +111,13 @@ class Repository:
         self.commits[new.oid] = new
         self.refs[reference] = new.oid
         return new
+
+    def history(self, revision: str) -> list[Commit]:
+        """The commits up to a revision, the newest first."""
+        found = [self.resolve(revision)]
+        while found[-1].parent is not None:
+            found.append(self.commits[found[-1].parent])
+        return found
 
     def card(self) -> dict[str, Any]:
         """The metadata at the head of README.md, as the Hub indexes it."""

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from reports import IDS, MapsOf, Pictures, activations, saliency, truth
 
-from wsssbed_hub import pictures
 from wsssbed_hub.errors import HubError
-from wsssbed_hub.report import choose_images, make_gallery, thumbnail_gallery
+from wsssbed_hub.report import choose_images, make_gallery
 from wsssbed_hub.report.data import Picture
 
 
@@ -83,23 +82,9 @@ def test_a_map_of_another_size_is_an_error():
     small = MapsOf("sal", {"img-1": np.zeros((5, 5), np.uint8)})
     with pytest.raises(HubError, match=r"S, img-1: the map is 5 x 5 .* the image 12 x 16"):
         make_gallery(Pictures(), [("S", small)], ["img-1"])
-    with pytest.raises(HubError, match="img-1"):
-        thumbnail_gallery(Pictures(), [("S", small)], ["img-1"])
 
 
 def test_an_unknown_class_has_a_number():
     cam = MapsOf("cam", {"img-1": (np.zeros((1, 12, 16), np.uint8), np.array([7]))})
     gallery = make_gallery(Pictures(), [("A", cam)], ["img-1"])
     assert gallery.rows[0].cells[1][0].what == "class 7"
-
-
-def test_thumbnails():
-    columns = [("A", activations()), ("truth", truth())]
-    encoded = thumbnail_gallery(Pictures(), columns, ["img-1", "img-3"], longest=100)
-    assert encoded == thumbnail_gallery(Pictures(), columns, ["img-1", "img-3"], longest=100)
-    sheet = np.asarray(Image.open(io.BytesIO(encoded)))
-    # image, two activations, label: four columns of 100 pixels with gaps of 10
-    assert sheet.shape[1] == 4 * 110 + 10
-    wanted = pictures.label_picture(truth().read("img-1"))
-    place = sheet[32 : 32 + 12, 10 + 3 * 110 : 10 + 3 * 110 + 16]
-    np.testing.assert_array_equal(place, wanted)

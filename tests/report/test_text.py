@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from reports import BAD, GOOD, full_report, network, row
+from reports import BAD, GOOD, full_report, network, own_labels, row
 from rich.console import Console
 
 from wsssbed_hub.report import Report, Row, markdown, terminal_table
@@ -38,6 +38,16 @@ def test_names_stand_beside_the_numbers_where_they_fit(report):
         "90.0", "61.0", "±", "0.4",
     ]  # fmt: skip
     assert all(len(line) <= 120 for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_labels_made_elsewhere_fit_beside_the_others(report, width):
+    rows = [*report.rows, own_labels("label/ssnet-shapes@1.0.0", 0.72, 1.0, network(0.65))]
+    text = printed(report.model_copy(update={"rows": rows}), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    assert "label/ssnet-shapes@1.0.0" in text
+    assert any(line.split()[-2:] == ["72.0", "65.0"] for line in text.splitlines())
 
 
 def test_names_stand_below_where_they_do_not(report):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +14,8 @@ from wsssbed_hub.commands.common import DATA_ROOT, AsJson, DataRoot, note, print
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wsssbed_hub.check_report import Checked
     from wsssbed_hub.inspection import Problem
-    from wsssbed_hub.manifest import Chosen, Manifest
 
 
 def import_(
@@ -44,8 +46,22 @@ def import_(
         Path | None, typer.Option(help="Key folder to write.", show_default="./<kind>-<name>")
     ] = None,
     data_root: DataRoot = DATA_ROOT,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="State in the manifest how good saliency maps or labels are, by the ground truth "
+            "of a split such as train.",
+        ),
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Draw thumbnails of some maps, what is suspicious first."
+        ),
+    ] = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Say what is wrong and write nothing.")
+        bool, typer.Option("--report-only", help="Say what is wrong and write no artifact.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,6 +83,9 @@ def import_(
     with progress_bar(f"look at {path.name}", unit="images") as progress:
         problems = incoming.problems(progress)
     _print_problems(problems, as_json=as_json)
+    if gallery is not None:
+        incoming.draw(gallery, problems)
+        note(f"thumbnails drawn in {gallery}")
     checks = incoming.goal.checks
     if "ids" not in checks:
         what = "the number of images was compared" if checks else "nothing could be compared"
@@ -75,10 +94,19 @@ def import_(
     if report_only:
         return
     folder = to or Path(incoming.key.repository)
+    results = []
+    if measure is not None:
+        with progress_bar(f"measure {path.name}", unit="images") as progress:
+            results = incoming.measure(measure, progress)
     with progress_bar(f"import {path.name}", unit="images") as progress:
-        manifest = incoming.write(folder, card, progress=progress)
+        manifest = incoming.write(folder, card, results=results, progress=progress)
     if not as_json:
-        typer.echo(f"{manifest.key} is in {folder}. Publish it: wsssbed-hub push {folder}")
+        for result in results:
+            typer.echo(f"measured on {result.split}: {result.metric} {result.value}")
+        typer.echo(
+            f"{manifest.key} is in {folder}. For yourself: wsssbed-hub push {folder}. "
+            f"For everybody: wsssbed-hub contribute {folder} --to hf:NAMESPACE"
+        )
 
 
 def _print_problems(problems: Sequence[Problem], *, as_json: bool) -> None:
@@ -98,11 +126,25 @@ def _print_problems(problems: Sequence[Problem], *, as_json: bool) -> None:
 def contribute(
     folder: Annotated[Path, typer.Argument(help="Key folder, as `import` or a stage writes it.")],
     to: Annotated[str, typer.Option(metavar="hf:NAMESPACE", help="Where the files are published.")],
+    pull_request: Annotated[
+        bool,
+        typer.Option(
+            "--pr",
+            help="Open a pull request on the Hub, in a namespace that is not yours; run it again "
+            "once that is merged.",
+        ),
+    ] = False,
     index: Annotated[
         Path, typer.Option(help="Folder of manifests in your clone of the project.")
     ] = Path("manifests"),
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Run the git and gh commands without asking.")
+    ] = False,
 ) -> None:
-    """Publish an artifact on the Hub and write its manifest for a pull request to the index."""
+    """Publish an artifact on the Hub, write its manifest, and open a pull request to the index.
+
+    The git commands are printed, and run if you agree; `gh` opens the pull request if it is there.
+    """
     from wsssbed_hub.contributing import contribute as publish
     from wsssbed_hub.errors import UsageError
     from wsssbed_hub.hub import HubRegistry
@@ -112,16 +154,40 @@ def contribute(
     if not isinstance(registry, HubRegistry):
         raise UsageError(f"{to}: others have to reach it. Write hf:NAMESPACE, such as hf:alice.")
     with progress_bar(f"publish {folder}") as progress:
-        path = publish(folder, registry, index, progress=progress)
-    key = f"{path.parent.name}/{path.stem}"
-    typer.echo(f"{key} is in {registry}, and its manifest in {path}. Next:")
-    for line in (
-        f"git switch -c {path.parent.name}-{path.stem}",
-        f"git add {path}",
-        f"git commit -m 'Add {key}'",
-        "git push -u origin HEAD, then open the pull request (gh pr create)",
-    ):
+        made = publish(folder, registry, index, pull_request=pull_request, progress=progress)
+    if made.manifest is None:
+        opened = "was opened before and is not merged" if made.waiting else "is open"
+        typer.echo(f"The pull request {made.request} {opened}. Once {registry} has merged it, run:")
+        again = ["wsssbed-hub", "contribute", str(folder), "--to", to, "--pr"]
+        again += [] if index == Path("manifests") else ["--index", str(index)]
+        typer.echo(f"  {shlex.join(again)}")
+        return
+    key = f"{made.manifest.parent.name}/{made.manifest.stem}"
+    typer.echo(f"{key} is in {registry}, and its manifest in {made.manifest}. Next:")
+    _open_pull_request(made.manifest, yes=yes)
+
+
+def _open_pull_request(manifest: Path, *, yes: bool) -> None:
+    """Says what is left to do, and does it where the user agrees."""
+    from wsssbed_hub.errors import HubError
+    from wsssbed_hub.gitsteps import GitSteps
+
+    try:
+        steps = GitSteps(manifest)
+    except HubError as error:
+        typer.echo(f"  {error}")
+        return
+    for line in filter(None, [*steps.commands, steps.left]):
         typer.echo(f"  {line}")
+    if not steps.local and not steps.remote:
+        return
+    asked = sys.stdin.isatty() and sys.stdout.isatty()
+    if yes or (asked and typer.confirm("Run these commands now?", default=False)):
+        steps.run(typer.echo)
+        if steps.left:
+            typer.echo(f"Next: {steps.left}")
+    elif not asked:
+        note("Nobody was asked: --yes runs them.")
 
 
 def check(
@@ -141,56 +207,64 @@ def check(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Fetch everything and prove every claim on it.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Write it down as Markdown, with pictures beside it."),
+    ] = None,
     data_root: DataRoot = DATA_ROOT,
     as_json: AsJson = False,
 ) -> None:
     """Check manifests: schema, keys, what they have to state, that no published version changed.
 
-    What is wrong is printed; the exit code is 1 if anything is an error.
+    What is wrong is printed, and what could not be checked; the exit code is 1 if anything is an
+    error.
     """
+    from wsssbed_hub import checking
+    from wsssbed_hub.check_report import Checked, write
+
+    paths = checking.manifest_paths(manifests)
+    checked = [Checked(path) for path in paths]
+    with progress_bar("check", unit="manifests") as progress:
+        for done, one in enumerate(checked, 1):
+            _check_one(one, against, sources, fetch, data_root)
+            progress(done, len(paths))
+    for folder in manifests if against is not None else []:
+        if folder.is_dir():
+            checked.append(Checked(folder, _removed(folder, against or "", paths)))
+    if report is not None:
+        note("written: " + ", ".join(map(str, write(report, checked))))
+    _print_check(checked, as_json=as_json)
+
+
+def _check_one(
+    one: Checked, against: str | None, sources: bool, fetch: bool, data_root: Path
+) -> None:
+    """All that is asked for of one manifest. Mistakes in the request are raised."""
     from wsssbed_hub import checking
     from wsssbed_hub.errors import HubError
     from wsssbed_hub.inspection import Problem
 
-    paths = checking.manifest_paths(manifests)
-    rows: list[dict[str, Any]] = []
+    try:
+        manifest = checking.read(one.path)
+        one.problems += checking.check_manifest(one.path, manifest)
+        if against is not None:
+            old = checking.read_base(against, manifest.parsed_key, one.path)
+            one.problems += checking.check_against(old, manifest) if old else []
+        for chosen in manifest.entries():
+            gone = checking.check_source(manifest, chosen) if sources else None
+            if gone is not None:
+                one.problems.append(gone)
+            elif fetch:
+                from wsssbed_hub.proving import prove
 
-    def report(path: Path, problems: Sequence[Problem]) -> None:
-        rows.extend(
-            {"manifest": str(path), "severity": one.severity, "what": str(one)} for one in problems
-        )
-
-    with progress_bar("check", unit="manifests") as progress:
-        for done, path in enumerate(paths, 1):
-            try:
-                manifest = checking.read(path)
-                report(path, checking.check_manifest(path, manifest))
-                if against is not None:
-                    old = checking.read_base(against, manifest.parsed_key, path)
-                    report(path, checking.check_against(old, manifest) if old else [])
-                for chosen in manifest.entries():
-                    report(path, _prove(path, manifest, chosen, sources, fetch, data_root))
-            except HubError as error:
-                if error.exit_code == 2:
-                    raise
-                report(path, [Problem("error", str(error))])
-            progress(done, len(paths))
-    for folder in manifests if against is not None else []:
-        if folder.is_dir():
-            report(folder, _removed(folder, against or "", paths))
-    _print_check(rows, len(paths), as_json=as_json)
-
-
-def _prove(
-    path: Path, manifest: Manifest, chosen: Chosen, sources: bool, fetch: bool, data_root: Path
-) -> list[Problem]:
-    from wsssbed_hub import checking
-
-    found = [checking.check_source(manifest, chosen)] if sources else []
-    problems = [problem for problem in found if problem is not None]
-    if fetch and not problems:
-        problems += checking.check_data(path, manifest, chosen, data_root)
-    return problems
+                with progress_bar(f"prove {manifest.key} over {chosen.target}") as progress:
+                    proof = prove(one.path, manifest, chosen, data_root, progress)
+                one.proofs.append(proof)
+                one.problems += proof.errors()
+    except HubError as error:
+        if error.exit_code == 2:
+            raise
+        one.problems.append(Problem("error", str(error)))
 
 
 def _removed(folder: Path, base: str, paths: Sequence[Path]) -> list[Problem]:
@@ -202,16 +276,24 @@ def _removed(folder: Path, base: str, paths: Sequence[Path]) -> list[Problem]:
     return [Problem("error", f"{key} is published and its manifest was removed") for key in gone]
 
 
-def _print_check(rows: list[dict[str, Any]], checked: int, *, as_json: bool) -> None:
-    errors = sum(row["severity"] == "error" for row in rows)
+def _print_check(checked: list[Checked], *, as_json: bool) -> None:
+    from wsssbed_hub.check_report import sentence
+
+    rows: list[dict[str, Any]] = [
+        {"manifest": str(one.path), "severity": severity, "what": what}
+        for one in checked
+        for severity, what in (
+            *((problem.severity, str(problem)) for problem in one.problems),
+            *(("note", text) for text in one.unchecked),
+        )
+    ]
     if as_json:
         print_table(rows, as_json=True)
     else:
         for row in rows:
             typer.echo(f"{row['severity']}: {row['manifest']}: {row['what']}")
-        manifests = "1 manifest" if checked == 1 else f"{checked} manifests"
-        typer.echo(f"{manifests} checked, {errors or 'no'} error{'' if errors == 1 else 's'}")
-    if errors:
+        typer.echo(sentence([one for one in checked if not one.path.is_dir() or one.problems]))
+    if any(one.errors for one in checked):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Images side by side with their maps: for the report, and as one picture for pull requests."""
+"""Images side by side with their maps, for the report."""
 
 from __future__ import annotations
 
@@ -86,43 +86,6 @@ def make_gallery(
     return Gallery(columns=["image", *(t for t, _ in columns)], rows=rows, shown=sorted(shown))
 
 
-def thumbnail_gallery(
-    images: Images,
-    columns: Sequence[tuple[str, Readable]],
-    image_ids: Sequence[str],
-    *,
-    longest: int = 160,
-) -> bytes:
-    """The same as one PNG file, small enough for a comment on a pull request.
-
-    Raises HubError if a map and its image differ in size, ValueError without images.
-    """
-    rows: list[list[list[_Drawn]]] = []
-    for image_id in image_ids:
-        image = images.read_image(image_id)
-        row = [[_Drawn(image_id, image)]]
-        for title, maps in columns:
-            found = maps.read(image_id) if image_id in maps.image_ids else None
-            row.append(_draw(maps.kind, found, image, images.classes, f"{title}, {image_id}"))
-        rows.append(row)
-    widths = [max((len(row[column]) for row in rows), default=1) for column in range(len(rows[0]))]
-    names = ["image", *(title for title, _ in columns)]
-    titles = [
-        name if place == 0 else ""
-        for name, width in zip(names, widths, strict=True)
-        for place in range(width)
-    ]
-    cells = [
-        [
-            _thumbnail(drawn[place] if place < len(drawn) else None)
-            for drawn, width in zip(row, widths, strict=True)
-            for place in range(width)
-        ]
-        for row in rows
-    ]
-    return pictures.encode(pictures.contact_sheet(cells, titles, longest=longest), "PNG")
-
-
 def _draw(
     kind: str, found: Any, image: np.ndarray, classes: Sequence[str], name: str
 ) -> list[_Drawn]:
@@ -131,7 +94,7 @@ def _draw(
         return []
     if kind == "cam":
         drawn = [
-            (_class_name(classes, int(class_id)), activation)
+            (class_name(classes, int(class_id)), activation)
             for activation, class_id in zip(found[0], found[1], strict=True)
         ]
     else:
@@ -147,7 +110,7 @@ def _draw(
     return [_Drawn(name, array, kind == "label") for name, array in drawn]
 
 
-def _class_name(classes: Sequence[str], index: int) -> str:
+def class_name(classes: Sequence[str], index: int) -> str:
     return classes[index] if 0 <= index < len(classes) else f"class {index}"
 
 
@@ -155,11 +118,3 @@ def _encode(drawn: _Drawn, longest: int) -> Picture:
     small = pictures.shrink(drawn.array, longest, exact=drawn.label)
     encoded = encode_png(small, palette=True) if drawn.label else pictures.encode(small, "JPEG")
     return Picture.of(drawn.what, encoded, small.shape, pixelated=drawn.label)
-
-
-def _thumbnail(drawn: _Drawn | None) -> pictures.Cell:
-    if drawn is None:
-        return pictures.Cell(None)
-    array = pictures.label_picture(drawn.array) if drawn.label else drawn.array
-    words = "" if drawn.what in ("saliency", "label") else drawn.what
-    return pictures.Cell(array, words)

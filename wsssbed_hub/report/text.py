@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 # Columns that the terminal's table leaves out, by title, and by part of their group and title where
-# even the names of the rows do not fit: 80 columns have to do.
+# even the names of the rows do not fit, then by title alone: 80 columns have to do.
 LEFT_OUT = ("labelled",)
 LEFT_OUT_NARROW = ("published tau", "given tau"), ("coverage",)
+NARROWEST = 2
 JOINER = "\u2060"
 
 
@@ -39,12 +40,13 @@ class TerminalTable:
         from rich.measure import Measurement
         from rich.text import Text
 
-        table = self._table()
-        measured = Measurement.get(console, options.update(max_width=1000), table)
-        if measured.maximum <= options.max_width:
-            yield table
-        else:
-            yield self._table(narrow=True)
+        for narrow in range(NARROWEST + 1):
+            table = self._table(narrow)
+            measured = Measurement.get(console, options.update(max_width=1000), table)
+            if measured.maximum <= options.max_width:
+                break
+        yield table
+        if narrow:
             names = self._names()
             for number, name in enumerate(names, 1):
                 yield Text(f"{number:>{len(str(len(names)))}}  {name}")
@@ -62,8 +64,8 @@ class TerminalTable:
             for line in section.lines
         ]
 
-    def _table(self, *, narrow: bool = False) -> RichTable:
-        """The rows by name, or ``narrow``: by number."""
+    def _table(self, narrow: int) -> RichTable:
+        """The rows by name, or if ``narrow``, by number: 1 or 2, the narrower."""
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -84,12 +86,12 @@ class TerminalTable:
         return table
 
 
-def _shown(column: Column, narrow: bool) -> bool:
+def _shown(column: Column, narrow: int) -> bool:
     if column.title in LEFT_OUT:
         return False
     groups, titles = LEFT_OUT_NARROW
     fixed = any(group in column.group for group in groups)
-    return not (narrow and fixed and column.title in titles)
+    return not (column.title in titles and (narrow == NARROWEST or (narrow and fixed)))
 
 
 def _stacked(column: Column) -> str:
@@ -114,18 +116,18 @@ def markdown(report: Report) -> str:
     a mention of a person.
     """
     finding, results = find(report.rows), results_table(report)
-    lines = [f"**{_plain(finding.sentence)}**", ""]
-    lines += [line for detail in finding.details for line in (_plain(detail), "")]
+    lines = [f"**{plain(finding.sentence)}**", ""]
+    lines += [line for detail in finding.details for line in (plain(detail), "")]
     heads = (f"{c.group}: {c.head}{_mark(c.mark)}" for c in results.columns)
     lines.append("| Saliency map | " + " | ".join(heads) + " |")
     lines.append("| :-- |" + " --: |" * len(results.columns))
     for section in results.sections:
         for line in section.lines:
-            of = f" with {_code(section.heading)}" if section.heading and results.headed else ""
+            of = f" with {code(section.heading)}" if section.heading and results.headed else ""
             cells = " | ".join(_markdown_cell(cell) for cell in line.cells)
-            lines.append(f"| {_code(line.name)}{of} | {cells} |")
+            lines.append(f"| {code(line.name)}{of} | {cells} |")
     lines.append("")
-    lines += [f"{_mark(letter)} {_plain(text)}<br>" for letter, text in results.notes]
+    lines += [f"{_mark(letter)} {plain(text)}<br>" for letter, text in results.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -138,12 +140,12 @@ def _mark(letter: str) -> str:
     return f"<sup>{letter}</sup>" if letter else ""
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """``text`` as code; what would end the code or the cell is replaced."""
     return f"`{re.sub(r'[`|]', '·', text) or ' '}`"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """``text`` as words: whatever Markdown, HTML or GitHub would read as more is disarmed."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
