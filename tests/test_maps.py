@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from samples import IDS, key_folder, maps_of, same
 
 from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.hub import HubRegistry
 from wsssbed_hub.maps import Activations, check_image_id, open_artifact, write_pngs
 from wsssbed_hub.reader import Maps
 from wsssbed_hub.registry import open_registry
@@ -114,6 +115,14 @@ def test_a_key_is_pulled_and_a_path_is_opened(
     assert open_artifact("./sal/test").image_ids == ["here"]
     assert open_artifact(Path("sal/test")).image_ids == ["here"]
     assert open_artifact("sal/test@1.0.0", "shapes").image_ids == ["there"]
+
+
+def test_a_repository_on_the_hub_is_pulled(tmp_path: Path, published: HubRegistry) -> None:
+    here = open_artifact(tmp_path / "key").digest()
+    for address in ("hf:alice/sal-test", "hf:alice/sal-test@1.0.0"):
+        assert open_artifact(address, "shapes").digest() == here
+    with pytest.raises(HubError, match="alice/sal-none"):
+        open_artifact("hf:alice/sal-none")
 
 
 @pytest.mark.parametrize("where", ["nowhere", "./sal/x", "../y", "SAL/vst", "data/x.zip"])

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from killing import exit_code, in_child
-from samples import key_folder, maps_of, noise, same
+from samples import Hub, key_folder, maps_of, noise, same
 from typer.testing import CliRunner
 
 from wsssbed_hub import registries
 from wsssbed_hub.cli import app
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.folder_registry import FolderRegistry
+from wsssbed_hub.index import IndexRegistry
 from wsssbed_hub.maps import open_artifact
 from wsssbed_hub.registry import open_registry, pull, registries_in_use
 
@@ -71,15 +72,101 @@ def test_what_is_in_use(
     two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = map(str, two)
-    own = str(tmp_path / "data/wsssbed-hub/registry")
-    assert registries_in_use() == (str(registries.config_file()), [own])
+    own = (str(tmp_path / "data/wsssbed-hub/registry"), "your own folder")
+    assert registries_in_use() == [own]
     registries.add(b)
     registries.add(a)
-    assert registries_in_use()[1] == [own, b, a]
+    listed = str(registries.config_file())
+    assert registries_in_use() == [own, (b, listed), (a, listed)]
     assert read("sal/both") == 1
     monkeypatch.setenv("WSSSBED_REGISTRY", f"{a},{b}")
-    assert registries_in_use() == ("WSSSBED_REGISTRY", [a, b])
+    assert registries_in_use() == [(a, "WSSSBED_REGISTRY"), (b, "WSSSBED_REGISTRY")]
     assert read("sal/both") == 0
+    monkeypatch.setenv("WSSSBED_REGISTRY", " , ")
+    assert registries_in_use()[0] == own
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IndexRegistry:
+    """An index of record with one key that a registry has too, over another target, and one that
+    only it has."""
+    root = tmp_path / "index"
+    (root / "sal").mkdir(parents=True)
+    for name in ("both", "only-here"):
+        manifest = key_folder(tmp_path / "indexed" / name, name=name, target="voc12")
+        path = root / "sal" / f"{name}.yaml"
+        path.write_text(manifest.dump())
+    monkeypatch.setattr("wsssbed_hub.index.INDEX", root)
+    monkeypatch.setattr(IndexRegistry.__init__, "__defaults__", (root,))
+    return IndexRegistry()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_index_comes_last(
+    two: tuple[Path, Path],
+    index: IndexRegistry,
+    named: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Hub,
+) -> None:
+    """Behind WSSSBED_REGISTRY as behind the list, and not behind what --registry names."""
+    a, b = map(str, two)
+    if named:
+        monkeypatch.setenv("WSSSBED_REGISTRY", f"{a},{b}")
+    else:
+        registries.add(a)
+        registries.add(b)
+
+    def keys(*words: str) -> list[tuple[str, str]]:
+        rows = json.loads(command("list", "--json", *words).out)
+        return [(row["key"], row["target"]) for row in rows]
+
+    assert sorted(keys()) == [
+        ("sal/both", "shapes"),
+        ("sal/both", "voc12"),
+        ("sal/only-here", "voc12"),
+        ("sal/only0", "shapes"),
+        ("sal/only1", "shapes"),
+    ]
+    assert sorted(keys("--registry", a)) == [("sal/both", "shapes"), ("sal/only0", "shapes")]
+    assert same(open_artifact("sal/both", "shapes").read("x"), noise(0))
+    assert command("show", "sal/only-here").code == 0
+    refused = command("show", "sal/only-here", "--registry", a)
+    assert refused.code == 2
+    assert "There is no sal/only-here" in refused.err
+    missing = command("show", "sal/only-her")
+    assert missing.code == 2
+    assert f"the index of wsssbed-hub ({index.root}). Did you mean 'sal/only-here'" in missing.err
+    rows = json.loads(command("registry", "list", "--json").out)
+    assert rows[-1] == {"registry": str(index), "from": "wsssbed-hub"}
+    assert [row["registry"] for row in rows[-3:-1]] == [a, b]
+
+
+def test_a_key_is_asked_of_no_more_registries_than_it_takes(two: tuple[Path, Path]) -> None:
+    a, b = two
+    (b / "wsssbed/sal-both/manifest.yaml").write_text("colour: blue")
+    assert read("sal/both", f"{a},{b}") == 0
+
+
+def test_push_goes_to_the_first(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Hub
+) -> None:
+    a, b = two
+    key_folder(tmp_path / "new", name="new")
+    monkeypatch.setenv("WSSSBED_REGISTRY", f"{b},{a}")
+    assert command("push", tmp_path / "new").out == f"sal/new@1.0.0 is in {b}\n"
+    assert (b / "wsssbed/sal-new").exists()
+    assert not (a / "wsssbed/sal-new").exists()
+
+
+def test_help_says_where(command: Hub) -> None:
+    def said(name: str) -> str:
+        return "".join(command(name, "--help").out.split())  # lines end anywhere
+
+    for name in ("list", "pull", "verify"):
+        assert "`wsssbed-hubregistrylist`" in said(name)
+        assert "envvar:WSSSBED_REGISTRY" not in said(name)
+    assert "thefirstofWSSSBED_REGISTRY,elseyourownfolder" in said("push")
 
 
 def test_the_list_is_kept(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,13 +187,15 @@ def test_the_list_is_kept(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatc
     run("add", "hf:wsssbed")
     run("add", str(b))
     listed = [row["registry"] for row in json.loads(run("list", "--json"))]
-    assert listed[1:] == [str(a), "hf:wsssbed", str(b)]
+    assert listed[1:-1] == [str(a), "hf:wsssbed", str(b)]
     run("remove", "hf:wsssbed")
     assert path.read_text() == f"# mine\n{a}\n{b}\n"
     assert "already" in run("add", str(a), code=2)
     assert "is not in" in run("remove", "hf:other", code=2)
     for wrong in ("hf:a/b", "nothing-here", "xyz://a", f"{a},{b}"):
         run("add", wrong, code=2)
+    said = run("add", "https://me:secret@example.org/maps", code=2)
+    assert said.startswith("https://example.org/maps: a password is not written down")
     assert path.read_text() == f"# mine\n{a}\n{b}\n"
 
 

@@ -1,10 +1,11 @@
-"""Registries at URLs, to read: in memory, on a web server, in S3 (moto's server through s3fs)."""
+"""Registries at URLs, read: in memory, on a web server, in S3 (moto's server through s3fs)."""
 
 from __future__ import annotations
 
 import http.server
-import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +14,8 @@ from typing import Any
 
 import fsspec
 import pytest
-from samples import flip, key_folder
+from places import SHARD, put
+from samples import Hub, flip, key_folder
 
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.folder_registry import FolderRegistry
@@ -21,8 +23,6 @@ from wsssbed_hub.keyfolder import verify_folder
 from wsssbed_hub.keys import Key
 from wsssbed_hub.registry import open_registry, pull
 from wsssbed_hub.store import Store
-
-SHARD = "shapes/1.0.0/00000.parquet"
 
 
 @pytest.fixture
@@ -35,17 +35,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def memory(folder: Path) -> Iterator[str]:
-    files = fsspec.filesystem("memory")
-    files.put(str(folder), "/made", recursive=True)
-    yield "memory://made"
-    files.rm("/made", recursive=True)
+def remembered(folder: Path, memory: str) -> str:
+    """The folder as it is in memory."""
+    fsspec.filesystem("memory").put(str(folder), "/made", recursive=True)
+    return memory
 
 
 @pytest.fixture
 def web(folder: Path) -> Iterator[str]:
     """The folder on a web server that knows of no ranges."""
-    pytest.importorskip("aiohttp")
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -55,28 +53,13 @@ def web(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "a-key",
-        "AWS_SECRET_ACCESS_KEY": "a-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    files = fsspec.filesystem("s3", skip_instance_cache=True)
-    files.mkdir("maps")
-    files.put(str(folder), "maps/made", recursive=True)
-    yield "s3://maps/made"
-    server.stop()
-    type(files).clear_instance_cache()
+def copied(folder: Path, bucket: str) -> str:
+    """The folder as it is in a bucket."""
+    fsspec.filesystem("s3").put(str(folder), bucket, recursive=True)
+    return bucket
 
 
-@pytest.fixture(params=["memory", "web", "bucket"])
+@pytest.fixture(params=["remembered", "web", "copied"])
 def url(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -94,24 +77,19 @@ def test_it_is_read(url: str, tmp_path: Path) -> None:
         assert stream.read(5) == (tmp_path / "one" / SHARD).read_bytes()[100:105]
 
 
-def test_nobody_publishes_to_a_url(memory: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"memory://made is read only\. Push .* to a folder"):
-        open_registry(memory, create=True).publish(tmp_path / "one")
-
-
-def test_wrong_bytes_and_missing_ones(memory: str, folder: Path) -> None:
+def test_wrong_bytes_and_missing_ones(remembered: str, folder: Path) -> None:
     flip(folder / "wsssbed/sal-one" / SHARD, 40)
     files = fsspec.filesystem("memory")
     files.put(str(folder / "wsssbed/sal-one" / SHARD), f"/made/wsssbed/sal-one/{SHARD}")
     with pytest.raises(HubError, match=r"00000\.parquet: wrong bytes"):
-        pull("sal/one", registry=memory)
+        pull("sal/one", registry=remembered)
     assert not [path for path in (Store().root / "blobs").rglob("*") if path.is_file()]
     files.rm(f"/made/wsssbed/sal-two/{SHARD}")
     with pytest.raises(HubError, match=rf"memory://made has no {SHARD}"):
-        pull("sal/two", registry=memory)
+        pull("sal/two", registry=remembered)
     files.pipe("/made/wsssbed/sal-two/manifest.yaml", b"colour: blue")
     with pytest.raises(HubError, match=r"memory://made: sal-two/manifest\.yaml is not a valid"):
-        pull("sal/two", registry=memory)
+        pull("sal/two", registry=remembered)
 
 
 def test_what_a_web_server_does_not_have(web: str, folder: Path) -> None:
@@ -122,7 +100,9 @@ def test_what_a_web_server_does_not_have(web: str, folder: Path) -> None:
         pull("sal/two", registry="http://user:secret@127.0.0.1:9")
 
 
-def test_secrets_in_a_url_stay_there(memory: str) -> None:
+def test_secrets_in_a_url_stay_there(
+    remembered: str, monkeypatch: pytest.MonkeyPatch, command: Hub
+) -> None:
     with pytest.raises(UsageError, match="question mark") as error:
         open_registry("https://example.org/?token=secret")
     assert "secret" not in str(error.value)
@@ -130,10 +110,47 @@ def test_secrets_in_a_url_stay_there(memory: str) -> None:
     with pytest.raises(UsageError) as error:
         registry.find(Key.parse("sal/x"))
     assert "secret" not in f"{registry} {error.value}"
+    with pytest.raises(UsageError, match="not a chain") as error:
+        open_registry("simplecache::https://user:secret@example.org")
+    assert "secret" not in str(error.value)
+    with pytest.raises(UsageError, match="not a URL"):
+        open_registry("https://user:secret@[example.org")
+    monkeypatch.setenv("WSSSBED_REGISTRY", "https://user:secret@127.0.0.1:9/a?b=secret")
+    listed = command("registry", "list")
+    assert "https://127.0.0.1:9/a" in listed.out
+    assert "secret" not in listed.out
 
 
-def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    if "gcsfs" in os.listdir(Path(fsspec.__file__).parents[1]):
-        pytest.skip("gcsfs is installed")
-    with pytest.raises(HubError, match=r"gs://b needs a package that is not installed: .*gcsfs"):
-        open_registry("gs://b")
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [("s3://b", "s3fs", "s3"), ("gs://b", "gcsfs", "gs"), ("https://b", "aiohttp", "http")],
+)
+def test_a_driver_that_is_not_installed(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+import sys
+sys.modules[{module!r}] = None
+from wsssbed_hub.errors import HubError
+from wsssbed_hub.registry import open_registry
+try:
+    open_registry({url!r})
+except HubError as error:
+    print(error, end="")
+"""
+    python = [sys.executable, "-c", script]
+    done = subprocess.run(python, capture_output=True, text=True, check=True)
+    needs = f"needs a package that is not installed: pip install 'wsssbed-hub[{extra}]'."
+    assert done.stdout == f"{url} {needs}"
+
+
+def test_a_driver_that_only_others_have() -> None:
+    with pytest.raises(HubError, match=r"^lakefs://b needs a package .*installed: .*lakefs"):
+        open_registry("lakefs://b")
+
+
+def test_what_else_lies_there_is_passed_over(remembered: str) -> None:
+    put(remembered, "wsssbed/sal-Not_a_key/manifest.yaml", b"x")
+    put(remembered, "wsssbed/sal-unfinished/shapes/1.0.0/00000.parquet", b"x")
+    put(remembered, "wsssbed/README.md", b"x")
+    assert list(map(str, open_registry(remembered).keys())) == ["sal/one", "sal/two"]

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from wsssbed_hub.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.files import Progress
 from wsssbed_hub.keys import KINDS, Key
 from wsssbed_hub.manifest import MAX_BYTES, File, Manifest, parse_manifest
-
-if TYPE_CHECKING:
-    from wsssbed_hub.registry import Registry
 
 INDEX = Path(__file__).parent / "manifests"
 
@@ -35,6 +32,10 @@ class IndexRegistry:
         paths = (path for kind in KINDS for path in (self.root / kind).glob("*.yaml"))
         return sorted((_key(path) for path in paths), key=str)
 
+    def holds(self, key: Key) -> bool:
+        """Whether there is a manifest of ``key``."""
+        return self._path(key).is_file()
+
     def manifests(self) -> Iterator[Manifest]:
         """The manifests of all keys. Raises HubError at one that is not valid."""
         for key in self.keys():
@@ -46,11 +47,10 @@ class IndexRegistry:
         Raises UsageError, with keys that look alike, if there is none, and HubError if it is not
         valid.
         """
-        path = self._path(key)
-        if not path.is_file():
+        if not self.holds(key):
             near = did_you_mean(str(key.unversioned), map(str, self.keys()))
             raise UsageError(f"There is no {key.unversioned} in {self}.{near}")
-        return read_index_file(path, self.root)
+        return read_index_file(self._path(key), self.root)
 
     def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
         """Raises HubError: there are no files here, their entries say where they are."""
@@ -66,55 +66,6 @@ class IndexRegistry:
 
     def _path(self, key: Key) -> Path:
         return self.root / key.kind / f"{key.name}.yaml"
-
-
-class WithIndex:
-    """A registry of the user's and, for what it does not have, the index of record."""
-
-    def __init__(self, first: Registry, index: IndexRegistry | None = None):
-        self.first, self.index = first, index or IndexRegistry()
-
-    def __str__(self) -> str:
-        return str(self.first)
-
-    def keys(self) -> list[Key]:
-        """The keys of both."""
-        return sorted({*self.first.keys(), *self.index.keys()}, key=str)
-
-    def manifests(self) -> Iterator[Manifest]:
-        """The manifests of all keys. Raises HubError at one that is not valid."""
-        for key in self.keys():
-            yield self.find(key)
-
-    def find(self, key: Key) -> Manifest:
-        """The manifest of ``key``: the registry's, with the versions and targets that only the
-        index has.
-
-        Raises UsageError, with keys that look alike, if neither has it.
-        """
-        theirs = key.unversioned in self.index.keys()  # noqa: SIM118  # not a mapping
-        try:
-            manifest = self.first.find(key)
-        except UsageError as error:
-            if theirs:
-                return self.index.find(key)
-            near = did_you_mean(str(key.unversioned), map(str, self.index.keys()))
-            raise UsageError(f"{error}{near}" if near not in str(error) else str(error)) from None
-        if not theirs:
-            return manifest
-        entries = {chosen[:2]: chosen for chosen in self.index.find(key).entries()}
-        entries |= {chosen[:2]: chosen for chosen in manifest.entries()}
-        return manifest.with_entries(entries.values())
-
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """The registry's file; the entries of the index name places elsewhere."""
-        return self.first.open(key, file, offset)
-
-    def publish(
-        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
-    ) -> list[Key]:
-        """Publishes to the registry."""
-        return self.first.publish(folder, version=version, progress=progress)
 
 
 def read_index_file(path: Path, root: Path) -> Manifest:

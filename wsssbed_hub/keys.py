@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from wsssbed_hub.errors import UsageError
 
 KINDS = ("sal", "cam", "label", "weights")
+HUB = "hf:"  # how an address on the Hugging Face Hub begins
 
 _NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _VERSION = r"(?:0|[1-9]\d{0,5})\.(?:0|[1-9]\d{0,5})\.(?:0|[1-9]\d{0,5})"
@@ -82,3 +83,8 @@ def looks_like_key(text: str) -> bool:
     """Whether ``text`` can only be meant as a key: two plain names, the first of them a kind."""
     kind, slash, _ = text.partition("/")
     return bool(slash) and kind in KINDS and _KEY.fullmatch(text) is not None
+
+
+def names_artifact(text: str) -> bool:
+    """Whether ``text`` can only be meant as a key, or as a repository on the Hub."""
+    return text.startswith(HUB) or looks_like_key(text)

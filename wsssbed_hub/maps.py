@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.keyfolder import MANIFEST, open_entry, read_manifest
-from wsssbed_hub.keys import looks_like_key
+from wsssbed_hub.keys import names_artifact
 from wsssbed_hub.parquet import ParquetMaps
 from wsssbed_hub.pngs import PngFolder, PngZip, write_pngs
 from wsssbed_hub.reader import Activations, Maps, Sizes, check_image_id
@@ -49,15 +49,16 @@ def open_artifact(
 
     A path is a key folder (``target`` may be left out if it covers just one; its highest version is
     opened), or a folder or a zip of PNGs in the release layout. A text that is a key, such as
-    ``sal/vst-duts``, is pulled from ``registry``; write ``./sal/vst-duts`` for the folder. ``kind``
+    ``sal/vst-duts``, is pulled from ``registry``, and one such as ``hf:wsssbed/sal-vst-duts`` from
+    the Hub (see ``registry.pull``); write ``./sal/vst-duts`` for the folder. ``kind``
     says what PNGs are where their names and colours do not. With ``sizes`` (image id to (height,
     width), as ``Target.size`` gives it) every map that is read has to have that size.
 
     Raises UsageError for what is none of these, for maps of another kind and for an unknown key;
     HubError for damaged or hostile files.
     """
-    if isinstance(where, str) and looks_like_key(where):
-        from wsssbed_hub.registry import pull  # the layer above, needed for keys only
+    if isinstance(where, str) and names_artifact(where):
+        from wsssbed_hub.registry import pull  # the layer above, needed for these only
 
         where = pull(where, target, registry=registry)
     path = Path(where)

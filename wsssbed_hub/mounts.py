@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wsssbed_hub.containers import ARTIFACTS, CACHE, DATA, INPUTS, Mount
 from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.keys import looks_like_key
+from wsssbed_hub.keys import names_artifact
 
 MAPS_OPTIONS = ("--sal", "--cam", "--labels")  # a key, a path, or a word of the stage's own
 FILE_OPTIONS = ("--weights", "--init")  # a path, or a word of the stage's own
@@ -98,7 +98,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
 
 def _path_in(option: str | None, value: str, target: str, fetch: Fetch) -> Path | None:
     """The path on this machine that a value means; None if it means none."""
-    if option in MAPS_OPTIONS and looks_like_key(value):
+    if option in MAPS_OPTIONS and names_artifact(value):
         return fetch(value, target).resolve()
     named = value.startswith(_PATH_BEGINS)
     path = Path(value).expanduser()

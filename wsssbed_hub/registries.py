@@ -1,5 +1,7 @@
 """Several registries in order, and the list of them that a user keeps beside the own folder.
 
+Behind those that nobody named, in ``WSSSBED_REGISTRY`` or in the list, stands the index of record.
+
 The list is a text file, one registry a line: ``$XDG_CONFIG_HOME/wsssbed-hub/registries``.
 """
 
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.files import Progress, exclusive, expect_trouble, write_whole
+from wsssbed_hub.index import IndexRegistry
 from wsssbed_hub.keys import Key
 from wsssbed_hub.manifest import File, Manifest
 
@@ -25,15 +28,19 @@ class Registries:
     """Several registries as one: a key is what the first that has it says it is.
 
     A registry that cannot be reached is an error and not passed over: the next one may hold
-    something else under the same key. Publishing goes to the first.
+    something else under the same key. An ``index`` comes last, and adds to the keys of the others
+    the versions and targets that only it lists: what is there to be had, wherever it lies.
+    Publishing goes to the first.
     """
 
-    def __init__(self, places: Sequence[Registry]):
-        self.places = list(places)
+    def __init__(self, places: Sequence[Registry], index: IndexRegistry | None = None):
+        self.index = index
+        self._named = list(places)
+        self.places = [*places, *([index] if index else [])]
         self._found: dict[Key, Registry] = {}
 
     def __str__(self) -> str:
-        return SEPARATOR.join(map(str, self.places))
+        return SEPARATOR.join(map(str, self._named))
 
     def keys(self) -> list[Key]:
         """The keys of all."""
@@ -45,12 +52,12 @@ class Registries:
         for place in self.places:
             for manifest in place.manifests():
                 if manifest.key not in seen:
-                    yield manifest
+                    yield self._completed(manifest, place)
                 seen.add(manifest.key)
 
     def find(self, key: Key) -> Manifest:
-        """The first registry's manifest of ``key``. Raises UsageError with what each says if none
-        has it, HubError at the first that cannot be read."""
+        """The first registry's manifest of ``key``, with what only the index has. Raises UsageError
+        with what each says if none has it, HubError at the first that cannot be read."""
         said = []
         for place in self.places:
             try:
@@ -59,11 +66,21 @@ class Registries:
                 said.append(str(error))
                 continue
             self._found[key.unversioned] = place
-            return manifest
+            return self._completed(manifest, place)
         raise UsageError("\n".join(said))
 
+    def _completed(self, manifest: Manifest, place: Registry) -> Manifest:
+        """The manifest of ``place`` with the versions and targets that only the index has."""
+        index, key = self.index, manifest.parsed_key
+        if index is None or place is index or not index.holds(key):
+            return manifest
+        entries = {chosen[:2]: chosen for chosen in index.find(key).entries()}
+        entries |= {chosen[:2]: chosen for chosen in manifest.entries()}
+        return manifest.with_entries(entries.values())
+
     def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """The file, of the registry in which ``find`` found the key."""
+        """The file, of the registry in which ``find`` found the key; the entries of the index name
+        places elsewhere."""
         if key.unversioned not in self._found:
             self.find(key)
         return self._found[key.unversioned].open(key, file, offset)

@@ -15,10 +15,11 @@ from urllib.parse import unquote, urlsplit
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.files import Progress, share
 from wsssbed_hub.folder_registry import FolderRegistry
-from wsssbed_hub.index import WithIndex
+from wsssbed_hub.index import IndexRegistry
 from wsssbed_hub.keyfolder import Verified, open_entry, read_manifest, verify_folder
-from wsssbed_hub.keys import Key, looks_like_key
+from wsssbed_hub.keys import HUB, Key, names_artifact
 from wsssbed_hub.manifest import Chosen, File, HubSource, Manifest
+from wsssbed_hub.parallel import JOBS
 from wsssbed_hub.pngs import write_pngs
 from wsssbed_hub.registries import Registries, config_file, configured, split
 from wsssbed_hub.release import from_url, is_url_only
@@ -27,15 +28,12 @@ from wsssbed_hub.store import Opener, Store
 if TYPE_CHECKING:
     import datasets
 
-HUB = "hf:"  # how an address on the Hugging Face Hub begins
-
 __all__ = [
     "FolderRegistry",
     "Registry",
     "default_registry",
     "load_dataset",
     "locate",
-    "names_artifact",
     "open_registry",
     "pull",
     "verify",
@@ -62,25 +60,27 @@ class Registry(Protocol):
 
 
 def default_registry() -> str:
-    """Where is published if nothing else is said: ``$WSSSBED_REGISTRY``, or the first of those that
-    it lists, else a folder of the user's own."""
+    """Where is published if nothing else is said: the first that ``$WSSSBED_REGISTRY`` lists, else
+    a folder of the user's own."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     own = str(Path(base) / "wsssbed-hub" / "registry")
     return next(iter(split(os.environ.get("WSSSBED_REGISTRY", ""))), own)
 
 
-def registries_in_use() -> tuple[str, list[str]]:
-    """What is searched where no registry is named, and what says so: ``WSSSBED_REGISTRY`` alone if
-    it is set, else the user's own folder and then those of the config file."""
-    if os.environ.get("WSSSBED_REGISTRY"):
-        return "WSSSBED_REGISTRY", split(os.environ["WSSSBED_REGISTRY"])
-    return str(config_file()), [default_registry(), *configured()]
+def registries_in_use() -> list[tuple[str, str]]:
+    """What is searched, in order, where no registry is named, each with what says so: those of
+    ``WSSSBED_REGISTRY`` if it is set, else the user's own folder and those of the config file. The
+    index of record stands behind them."""
+    if named := split(os.environ.get("WSSSBED_REGISTRY", "")):
+        return [(where, "WSSSBED_REGISTRY") for where in named]
+    listed = [(where, str(config_file())) for where in configured()]
+    return [(default_registry(), "your own folder"), *listed]
 
 
 def open_registry(where: Registry | str | Path | None = None, *, create: bool = False) -> Registry:
     """The registry at ``where``: a folder, ``hf:<namespace>``, a URL that fsspec reads, or several
-    of these in order with commas between them; if it is None ``registries_in_use``, and behind
-    them the index of record.
+    of these in order with commas between them, and nothing else; if it is None or empty
+    ``registries_in_use``, and behind them the index of record.
 
     Raises UsageError for what is no registry, and for a folder that is not there unless nobody
     named it or the caller means to ``create`` it by publishing.
@@ -88,19 +88,24 @@ def open_registry(where: Registry | str | Path | None = None, *, create: bool = 
     if where is not None and not isinstance(where, str | Path):
         return where
     texts = [str(where)] if isinstance(where, Path) else split(where or "")
-    may_be_missing = create or not texts
-    texts = texts or registries_in_use()[1]
-    places = [_place(text, may_be_missing=may_be_missing) for text in texts]
-    place = places[0] if len(places) == 1 else Registries(places)
-    return WithIndex(place) if where is None else place
+    if not texts:
+        places = [_place(text, may_be_missing=True) for text, _ in registries_in_use()]
+        return Registries(places, IndexRegistry())
+    places = [_place(text, may_be_missing=create) for text in texts]
+    return places[0] if len(places) == 1 else Registries(places)
 
 
 def check_address(text: str) -> str:
     """What to write down for a registry: ``text``, or the whole path of a folder.
 
-    Raises UsageError if it is no registry, HubError if a package is missing that reads it.
+    Raises UsageError if it is no registry or holds a password, HubError if a package is missing
+    that reads it.
     """
     place = _place(text, may_be_missing=False)
+    if "://" in text and urlsplit(text).password:
+        raise UsageError(
+            f"{place}: a password is not written down. Sign in as the driver of such URLs has it."
+        )
     return str(place) if isinstance(place, FolderRegistry) else text
 
 
@@ -123,11 +128,6 @@ def _place(text: str, *, may_be_missing: bool) -> Registry:
     return FolderRegistry(root)
 
 
-def names_artifact(text: str) -> bool:
-    """Whether ``text`` can only be meant as a key, or as a repository on the Hub."""
-    return text.startswith(HUB) or looks_like_key(text)
-
-
 def locate(what: str | Key, registry: Registry | str | Path | None = None) -> tuple[Registry, Key]:
     """Where an artifact is, and its key: one of ``registry``, or whatever the repository that
     ``hf:<namespace>/<repository>[@revision]`` names on the Hub holds."""
@@ -146,6 +146,8 @@ def pull(
     registry: Registry | str | Path | None = None,
     to: str | Path | None = None,
     as_: str = "parquet",
+    jobs: int | None = None,
+    data_root: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Fetches one entry of ``key`` and gives the key folder it lies in, whole and verified.
@@ -154,6 +156,10 @@ def pull(
     highest that covers ``target``, which may be left out if the key covers one only. The folder is
     ``to``, or one in the cache; ``as_="png"`` writes ``to`` as PNGs in the layout of the release.
     Interrupted or killed, it goes on when it is called again. ``progress(bytes, of)`` as it goes.
+
+    ``jobs`` files are fetched at once (4 if it is not given), and as many processes convert the
+    maps of a release (one for each of up to 8 cores). These are compared with the lists of their
+    target, if they are below ``data_root`` (``$WSSSBED_DATA``, else ``/data``).
 
     Raises UsageError for an unknown key, version or target; HubError for wrong bytes, a full disk,
     or if ``to`` is something else already.
@@ -165,7 +171,14 @@ def pull(
     store = Store()
     open_file = _opener(place, wanted, chosen)
     if is_url_only(chosen.entry):
-        manifest, open_file = from_url(manifest, chosen, store=store, progress=progress)
+        manifest, open_file = from_url(
+            manifest,
+            chosen,
+            store=store,
+            data_root=data_root,
+            processes=jobs,
+            progress=progress,
+        )
         (chosen,) = manifest.entries()
     size = chosen.entry.size
     steps = 2 if as_ == "png" else 1
@@ -174,6 +187,7 @@ def pull(
         open_file,
         to=Path(to) if to is not None and as_ == "parquet" else None,
         progress=share(progress, 0, size, steps * size),
+        jobs=jobs or JOBS,
     )
     if to is None or as_ == "parquet":
         return folder

@@ -11,7 +11,8 @@ from wsssbed_hub.commands.common import AsJson, print_table
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The registries that are searched, in order. WSSSBED_REGISTRY takes their place.",
+    help="The registries that are searched, in order: those of WSSSBED_REGISTRY if it is set, else "
+    "your own folder and those that you add. The index of wsssbed-hub comes last.",
 )
 _Where = Annotated[
     str, typer.Argument(help="A folder, hf:NAMESPACE on the Hub, or a URL (s3://, https://).")
@@ -21,10 +22,12 @@ _Where = Annotated[
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the registries in the order in which they are searched."""
+    from wsssbed_hub.index import IndexRegistry
     from wsssbed_hub.registry import registries_in_use
+    from wsssbed_hub.url_registry import without_secrets
 
-    origin, places = registries_in_use()
-    rows = [{"registry": place, "from": origin} for place in places]
+    found = [*registries_in_use(), (str(IndexRegistry()), "wsssbed-hub")]
+    rows = [{"registry": without_secrets(where), "from": origin} for where, origin in found]
     print_table(rows, as_json=as_json)
 
 
