@@ -8,7 +8,7 @@ import yaml
 from samples import key_folder
 
 from wsssbed_hub.hub_card import dataset_card
-from wsssbed_hub.manifest import Method, TrainedOn
+from wsssbed_hub.manifest import Method, Result, TrainedOn
 
 SHARD = "shapes/1.0.0/00000.parquet"
 
@@ -41,3 +41,19 @@ def test_the_card(tmp_path: Path) -> None:
     none = dataset_card(manifest.model_copy(update={"licence": None}), "alice/sal-test")
     assert "license" not in yaml.safe_load(none.split("---\n")[1])
     assert "No licence is stated for the maps" in none
+
+
+def test_results_say_which_were_measured_with_crf(tmp_path: Path) -> None:
+    manifest = key_folder(tmp_path / "key")
+    common = {"images": 3, "image_list": "sha256:" + "0" * 64, "split": "val"}
+    stated = [
+        Result(metric="mIoU", value=0.5, **common),
+        Result(metric="mIoU", value=0.6, crf=True, **common),
+    ]
+    entries = [
+        chosen._replace(entry=chosen.entry.model_copy(update={"results": stated}))
+        for chosen in manifest.entries()
+    ]
+    text = dataset_card(manifest.with_entries(entries), "alice/sal-test")
+    assert "| mIoU | 0.5000 | val | 3 |" in text
+    assert "| mIoU, with CRF | 0.6000 | val | 3 |" in text

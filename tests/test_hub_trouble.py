@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hubserver import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from samples import key_folder, noise
+from samples import IDS, key_folder, maps_of, noise
 
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.hub import HubRegistry
@@ -107,6 +107,16 @@ def test_patience(hub: HubServer, published: HubRegistry, waits: list[float]) ->
     assert waits == [7, 2, 3]
 
 
+@pytest.mark.parametrize("path", ["/resolve/", "/storage/"])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_patience_with_the_files(
+    hub: HubServer, published: HubRegistry, waits: list[float], path: str, status: int
+) -> None:
+    hub.fail(f"{path}.*parquet", status=status, headers={"Retry-After": "7"}, times=2)
+    assert verify_folder(pull("sal/test", registry=published))
+    assert waits == [7, 7]
+
+
 @pytest.mark.parametrize(
     ("trouble", "message", "waited"),
     [
@@ -130,6 +140,54 @@ def test_patience_ends(
     with pytest.raises(HubError, match=f"alice/sal-test: .*{message}"):
         published.find(KEY)
     assert waits == waited
+
+
+SENDING = ["/create", "/preupload/", "/objects/batch", "/upload/", "/lfs/verify", "/commit/"]
+AN_HOUR = {"Retry-After": "3600"}
+
+
+@pytest.mark.parametrize("path", SENDING)
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (429, AN_HOUR, r"too many requests \(429\)\. Run it again in 3600 seconds, it goes on"),
+        (429, {"ratelimit": '"api";r=0;t=3600'}, r"in 3600 seconds"),
+        (503, AN_HOUR, r"trouble of its own \(503\)\. Run it again in 3600 seconds"),
+    ],
+)
+def test_a_push_that_is_told_to_come_back_in_an_hour_says_so_at_once(
+    tmp_path: Path,
+    hub: HubServer,
+    registry: HubRegistry,
+    waits: list[float],
+    path: str,
+    status: int,
+    headers: dict[str, str],
+    message: str,
+) -> None:
+    key_folder(tmp_path / "key")
+    hub.fail(path, method="PUT" if path == "/upload/" else "POST", status=status, headers=headers)
+    with pytest.raises(HubError, match=f"alice/sal-test: .*{message}"):
+        registry.publish(tmp_path / "key")
+    assert waits == []
+    registry.publish(tmp_path / "key")
+    assert verify_folder(pull("sal/test", registry=registry))
+
+
+def test_a_push_that_is_told_to_wait_a_little_waits(
+    tmp_path: Path, hub: HubServer, registry: HubRegistry, waits: list[float]
+) -> None:
+    key_folder(tmp_path / "key")
+    hub.fail("/upload/", method="PUT", status=429, headers={"Retry-After": "9"}, times=2)
+    registry.publish(tmp_path / "key")
+    assert len(waits) == 2
+    assert all(9 <= seconds <= 10 for seconds in waits)
+    key_folder(tmp_path / "key", version="1.1.0", maps=maps_of("sal", IDS[:2]))
+    hub.fail("/upload/", method="PUT", status=429, headers={"Retry-After": "9"}, times=99)
+    before = len(waits)
+    with pytest.raises(HubError, match=r"too many requests.*in 9 seconds"):
+        registry.publish(tmp_path / "key")
+    assert sum(waits[before:]) <= 60  # six tries of the client's own
 
 
 def test_who_may_not(
@@ -194,6 +252,12 @@ def test_offline(
     assert pull("hf:alice/sal-test@1.0.0") == place
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set.*Unset it"):
         pull("hf:alice/sal-test@refs/pr/1")
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set"):
+        published.publish(tmp_path / "key")
+    for blob in (path for path in (Store().root / "blobs").rglob("*") if path.is_file()):
+        blob.unlink()
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set"):
+        pull("sal/test", registry="hf:alice")
     monkeypatch.setenv("WSSSBED_CACHE", str(tmp_path / "other"))
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set"):
         pull("sal/test", registry="hf:alice")

@@ -171,3 +171,19 @@ def test_faults(
     with pytest.raises(httpx2.RemoteProtocolError):
         commit(api, {"lost": b"1"})
     assert hub.files(NAME)["lost"] == b"1"
+
+
+def test_pull_requests_are_listed_with_what_became_of_them(api: HfApi, hub: HubServer) -> None:
+    for number in (1, 2, 3):
+        commit(api, {"README.md": b"words %d" % number}, create_pr=True)
+    hub.close(NAME, 1)
+    hub.merge(NAME, 2)
+    listed = api.get_repo_discussions(NAME, repo_type="dataset", discussion_type="pull_request")
+    assert [(one.num, one.status) for one in listed] == [(1, "closed"), (2, "merged"), (3, "open")]
+
+
+def test_a_long_history_comes_in_pages(api: HfApi) -> None:
+    oids = [commit(api, {"x": b"%d" % number}) for number in range(7)]
+    listed = [one.commit_id for one in api.list_repo_commits(NAME, repo_type="dataset")]
+    assert listed[:7] == oids[::-1]
+    assert len(listed) == 9  # and the first two

@@ -17,8 +17,9 @@ from samples import key_folder, leftovers, noise, png
 
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.folder_registry import FolderRegistry
-from wsssbed_hub.index import IndexRegistry, WithIndex
+from wsssbed_hub.index import IndexRegistry
 from wsssbed_hub.maps import Activations, open_artifact
+from wsssbed_hub.registries import Registries
 from wsssbed_hub.registry import load_dataset, pull, verify
 from wsssbed_hub.targets import TARGETS
 
@@ -45,12 +46,12 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def place(server: RangeServer, tmp_path: Path, lock: Path) -> WithIndex:
+def place(server: RangeServer, tmp_path: Path, lock: Path) -> Registries:
     """A registry that is empty and an index with two entries at the server."""
     index = tmp_path / "index"
     for key, path in (("sal/vst-duts", SAL), ("cam/cam", CAM)):
         add(index, key, server.url(path))
-    return WithIndex(FolderRegistry(tmp_path / "registry"), IndexRegistry(index))
+    return Registries([FolderRegistry(tmp_path / "registry")], IndexRegistry(index))
 
 
 def add(index: Path, key: str, url: str, **source: object) -> None:
@@ -74,7 +75,7 @@ def pins(lock: Path) -> dict[str, object]:
 
 
 def test_the_first_pull_pins_what_came(
-    place: WithIndex, server: RangeServer, lock: Path, tmp_path: Path
+    place: Registries, server: RangeServer, lock: Path, tmp_path: Path
 ) -> None:
     folder = pull("sal/vst-duts", "shapes", registry=place)
     maps = open_artifact(folder)
@@ -93,7 +94,7 @@ def test_the_first_pull_pins_what_came(
     assert not list((cache / "downloads").iterdir())
 
 
-def test_activation_maps_and_datasets(place: WithIndex) -> None:
+def test_activation_maps_and_datasets(place: Registries) -> None:
     maps = open_artifact("cam/cam", registry=place)
     found = maps.read("a1")
     assert isinstance(found, Activations)
@@ -102,7 +103,7 @@ def test_activation_maps_and_datasets(place: WithIndex) -> None:
     assert len(load_dataset("cam/cam", registry=place)) == 3
 
 
-def test_a_second_pull_asks_nobody(place: WithIndex, server: RangeServer, lock: Path) -> None:
+def test_a_second_pull_asks_nobody(place: Registries, server: RangeServer, lock: Path) -> None:
     first = pull("sal/vst-duts", registry=place)
     server.requests.clear()
     lock.unlink()
@@ -111,14 +112,14 @@ def test_a_second_pull_asks_nobody(place: WithIndex, server: RangeServer, lock: 
     assert pins(lock)["content"]
 
 
-def test_as_pngs_and_elsewhere(place: WithIndex, tmp_path: Path) -> None:
+def test_as_pngs_and_elsewhere(place: Registries, tmp_path: Path) -> None:
     folder = pull("sal/vst-duts", registry=place, to=tmp_path / "png", as_="png")
     assert sorted(path.name for path in folder.iterdir()) == sorted(tinyvoc.saliency())
     pull("sal/vst-duts", registry=place, to=tmp_path / "here")
     assert verify(tmp_path / "here")
 
 
-def test_changed_bytes_later(place: WithIndex, server: RangeServer, lock: Path) -> None:
+def test_changed_bytes_later(place: Registries, server: RangeServer, lock: Path) -> None:
     pull("sal/vst-duts", registry=place)
     before = lock.read_text()
     cache = Path(os.environ["WSSSBED_CACHE"])
@@ -134,7 +135,7 @@ def test_changed_bytes_later(place: WithIndex, server: RangeServer, lock: Path) 
     assert verify(pull("sal/vst-duts", registry=place))
 
 
-def test_a_stated_sha256(place: WithIndex, server: RangeServer, lock: Path) -> None:
+def test_a_stated_sha256(place: Registries, server: RangeServer, lock: Path) -> None:
     right = "sha256:" + hashlib.sha256(server.files[SAL]).hexdigest()
     add(place.index.root, "sal/good", server.url(SAL), sha256=right)
     pull("sal/good", registry=place)
@@ -144,7 +145,7 @@ def test_a_stated_sha256(place: WithIndex, server: RangeServer, lock: Path) -> N
         pull("sal/bad", registry=place)
 
 
-def test_checked_against_the_target(place: WithIndex, target: Path, lock: Path) -> None:
+def test_checked_against_the_target(place: Registries, target: Path, lock: Path) -> None:
     pull("sal/vst-duts", registry=place)
     assert pins(lock)["checked"] == ["ids", "sizes", "classes"]
     pull("cam/cam", registry=place)
@@ -172,7 +173,7 @@ BIG = png(noise(0, 7, 8))
     ],
 )
 def test_what_does_not_fit_is_refused(
-    place: WithIndex,
+    place: Registries,
     server: RangeServer,
     target: Path,
     lock: Path,
@@ -188,7 +189,7 @@ def test_what_does_not_fit_is_refused(
     assert not lock.exists()
 
 
-def test_hostile_zips(place: WithIndex, server: RangeServer, lock: Path, tmp_path: Path) -> None:
+def test_hostile_zips(place: Registries, server: RangeServer, lock: Path, tmp_path: Path) -> None:
     for data in (tinyvoc.zipped({"../../evil.png": BIG}), b"<html>not found</html>", b""):
         server.files[SAL] = data
         with pytest.raises(HubError, match="does not hold the maps of sal/vst-duts"):
@@ -198,7 +199,7 @@ def test_hostile_zips(place: WithIndex, server: RangeServer, lock: Path, tmp_pat
 
 
 def test_remarks_are_written_down(
-    place: WithIndex, server: RangeServer, target: Path, lock: Path
+    place: Registries, server: RangeServer, target: Path, lock: Path
 ) -> None:
     inverted = {
         name: png(255 - noise(0, *tinyvoc.SIZE) // 9 * np.pad(np.ones((4, 6), np.uint8), 1))
@@ -208,12 +209,12 @@ def test_remarks_are_written_down(
     pull("sal/vst-duts", registry=place)
     assert pins(lock)["remarks"] == [
         "images beyond train_aug: v9",
-        "4 of 4 maps are brighter at the border than inside: inverted?",
+        "4 of 4 maps are brighter at the border than inside, inverted?: a1, b2, c3, v9",
     ]
 
 
 def test_too_few_images_without_the_lists(
-    place: WithIndex, server: RangeServer, lock: Path
+    place: Registries, server: RangeServer, lock: Path
 ) -> None:
     path = place.index.root / "sal/vst-duts.yaml"
     path.write_text(path.read_text().replace("shapes", "voc12"))
@@ -221,26 +222,26 @@ def test_too_few_images_without_the_lists(
         pull("sal/vst-duts", registry=place)
 
 
-def test_a_cut_connection_goes_on(place: WithIndex, server: RangeServer) -> None:
+def test_a_cut_connection_goes_on(place: Registries, server: RangeServer) -> None:
     server.faults = [Fault(cut=100), Fault(cut=50)]
     assert verify(pull("sal/vst-duts", registry=place))
     assert [asked for _, _, asked in server.requests] == [None, "bytes=100-", "bytes=150-"]
 
 
-def test_killed_anywhere_it_goes_on(place: WithIndex, server: RangeServer, lock: Path) -> None:
+def test_killed_anywhere_it_goes_on(place: Registries, server: RangeServer, lock: Path) -> None:
     killed = list(deaths(lambda: pull("sal/vst-duts", registry=place), step=5))
     assert len(killed) > 5
     assert verify(pull("sal/vst-duts", registry=place))
     assert not leftovers(Path(os.environ["WSSSBED_CACHE"]))
 
 
-def test_two_at_once(place: WithIndex, server: RangeServer) -> None:
+def test_two_at_once(place: Registries, server: RangeServer) -> None:
     children = [in_child(lambda: pull("sal/vst-duts", registry=place)) for _ in range(3)]
     assert [exit_code(child) for child in children] == [0, 0, 0]
     assert len(server.requests) == 1
 
 
-def test_lost_and_damaged_blobs_are_fetched_again(place: WithIndex) -> None:
+def test_lost_and_damaged_blobs_are_fetched_again(place: Registries) -> None:
     folder = pull("sal/vst-duts", registry=place)
     blobs = [p for p in (Path(os.environ["WSSSBED_CACHE"]) / "blobs").rglob("*") if p.is_file()]
     blobs[0].unlink()
@@ -252,7 +253,7 @@ def test_lost_and_damaged_blobs_are_fetched_again(place: WithIndex) -> None:
     assert verify(pull("sal/vst-duts", registry=place))
 
 
-def test_what_the_user_published_comes_before_the_index(place: WithIndex, tmp_path: Path) -> None:
+def test_what_the_user_published_comes_before_the_index(place: Registries, tmp_path: Path) -> None:
     key_folder(tmp_path / "mine", name="vst-duts", target="voc12")
     place.publish(tmp_path / "mine")
     assert list(map(str, place.keys())) == ["cam/cam", "sal/vst-duts"]
@@ -264,7 +265,7 @@ def test_what_the_user_published_comes_before_the_index(place: WithIndex, tmp_pa
     ]
 
 
-def test_a_damaged_lock_file(place: WithIndex, lock: Path) -> None:
+def test_a_damaged_lock_file(place: Registries, lock: Path) -> None:
     lock.parent.mkdir()
     lock.write_text("pins: {sal/vst-duts@1.0.0: {shapes: {url: x}}}")
     with pytest.raises(HubError, match="is not a valid lock file"):

@@ -95,10 +95,13 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, *, folder: bool = False) -> Iterator[int]:
+def exclusive(
+    path: Path, *, folder: bool = False, waiting: Callable[[], object] | None = None
+) -> Iterator[int]:
     """Holds the file (or ``folder``) at ``path``, made if it is missing; yields its descriptor.
 
-    Others wait. The lock lies on the thing itself, so a killed process leaves none behind, and it
+    Others wait; with ``waiting`` they call it again and again meanwhile, and it may raise or rest
+    a little. The lock lies on the thing itself, so a killed process leaves none behind, and it
     goes along when the thing is renamed into place: who waited then finds another thing at
     ``path``, or none, and takes that.
     """
@@ -112,14 +115,28 @@ def exclusive(path: Path, *, folder: bool = False) -> Iterator[int]:
             descriptor = os.open(path, flags, 0o644)
         except FileNotFoundError:
             continue  # another process has just renamed it
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _is_at(descriptor, path):
-            break
+        try:
+            _lock(descriptor, waiting)
+            if _is_at(descriptor, path):
+                break
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, waiting: Callable[[], object] | None) -> None:
+    while waiting is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waiting()
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +22,24 @@ from urllib.parse import quote, urlsplit
 from wsssbed_hub.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.files import Progress, share, write_whole
 from wsssbed_hub.hub_card import TAG, dataset_card
-from wsssbed_hub.hub_repository import MAIN, HubRepository, addition, list_repositories
+from wsssbed_hub.hub_repository import (
+    MAIN,
+    HubRepository,
+    addition,
+    file_addition,
+    list_repositories,
+)
 from wsssbed_hub.hub_trouble import LONGEST_WAIT, TRIES, Conflict, Missing, Offline, Passing
 from wsssbed_hub.keyfolder import MANIFEST, verify_folder
-from wsssbed_hub.keys import KINDS, Key, Version
+from wsssbed_hub.keys import HUB, KINDS, Key, Version
 from wsssbed_hub.manifest import MAX_BYTES, File, Manifest, parse_manifest
-from wsssbed_hub.publishing import Plan
+from wsssbed_hub.parallel import Stop, at_once
+from wsssbed_hub.publishing import Plan, Transfer
 from wsssbed_hub.store import cache_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-SCHEME = "hf:"  # as in ``registry.HUB``, which does not import this
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
 _THREADS = 8
 
@@ -54,8 +61,8 @@ class HubRegistry:
     def __init__(self, namespace: str, *, repository: str | None = None, revision: str = MAIN):
         if not re.fullmatch(_NAME, namespace, re.ASCII):
             raise UsageError(
-                f"{SCHEME}{namespace}: a registry on the Hub is {SCHEME}<namespace>, the name of a "
-                f"user or an organisation. `wsssbed-hub pull {SCHEME}<namespace>/<repository>` "
+                f"{HUB}{namespace}: a registry on the Hub is {HUB}<namespace>, the name of a "
+                f"user or an organisation. `wsssbed-hub pull {HUB}<namespace>/<repository>` "
                 "reads one repository."
             )
         self.namespace, self._only, self._revision = namespace, repository, revision
@@ -63,7 +70,7 @@ class HubRegistry:
 
     def __str__(self) -> str:
         at = "" if self._revision == MAIN else f"@{self._revision}"
-        return f"{SCHEME}{self.namespace}" + (f"/{self._only}{at}" if self._only else "")
+        return f"{HUB}{self.namespace}" + (f"/{self._only}{at}" if self._only else "")
 
     def repository(self, key: Key) -> HubRepository:
         """Where ``key`` is, or would be."""
@@ -230,6 +237,8 @@ class _Sender:
     def __init__(self, plan: Plan, repository: HubRepository, progress: Progress | None):
         self.plan, self.repository, self.progress = plan, repository, progress
         self._sent: dict[str, CommitOperationAdd] = {}
+        self._gone: dict[str, int] = {}  # bytes, by path
+        self._lock = threading.Lock()
 
     def send(self, state: State, merged: Manifest, *, pull_request: bool) -> str:
         """One commit that turns ``state`` into ``merged``: files, manifest and card.
@@ -237,11 +246,13 @@ class _Sender:
         Gives the URL of the commit or of the pull request. Raises Conflict if the repository is not
         in that state any more, and Unanswered if that cannot be told.
         """
-        for old, new in self.plan.missing(state.manifest):
-            if new.path not in self._sent:
-                self._sent[new.path] = self._upload(old, new, pull_request)
-                self._advance()
-        paths = [new.path for _, new in self.plan.missing(state.manifest)]
+
+        def upload(transfer: Transfer, stop: Stop) -> None:
+            self._upload(*transfer, stop, pull_request)
+
+        missing = self.plan.missing(state.manifest)
+        at_once(upload, [pair for pair in missing if pair.there.path not in self._sent])
+        paths = [new.path for _, new in missing]
         card = dataset_card(merged, self.repository.name)
         additions = [
             *(self._sent[path] for path in paths),
@@ -256,8 +267,13 @@ class _Sender:
             raise Unanswered(f"{error}{look if pull_request else ''}", error.wait) from None
         return str(info.pr_url if pull_request else info.commit_url)
 
-    def _upload(self, old: File, new: File, pull_request: bool) -> CommitOperationAdd:
-        operation = addition(new.path, self.plan.folder / old.path)
+    def _upload(self, old: File, new: File, stop: Stop, pull_request: bool) -> None:
+        def sent(size: int) -> None:
+            self._advance(new, size)
+            if new.path not in self._sent:  # a small file is read again, for the commit
+                stop.check()
+
+        operation = file_addition(new.path, self.plan.folder / old.path, sent)
         self.repository.upload(operation, pull_request=pull_request)
         found = f"sha256:{operation.upload_info.sha256.hex()}"
         if found != old.sha256:
@@ -265,12 +281,16 @@ class _Sender:
                 f"{self.plan.folder / old.path} changed while it was sent: expected {old.sha256}, "
                 f"found {found}. Nothing was published."
             )
-        return operation
+        self._sent[new.path] = operation
+        self._advance(new, new.size)
 
-    def _advance(self) -> None:
-        if self.progress is not None:
-            done = sum(operation.upload_info.size for operation in self._sent.values())
-            self.progress(self.plan.size + done, 2 * self.plan.size)
+    def _advance(self, file: File, size: int) -> None:
+        """Says that ``size`` bytes of ``file`` have gone; a file that is sent again does not count
+        for less meanwhile."""
+        with self._lock:
+            self._gone[file.path] = max(size, self._gone.get(file.path, 0))
+            if self.progress is not None:
+                self.progress(self.plan.size + sum(self._gone.values()), 2 * self.plan.size)
 
 
 def _merge(state: State, plan: Plan) -> Manifest:
@@ -295,8 +315,8 @@ def open_repository(address: str) -> tuple[HubRegistry, Key]:
     match = re.fullmatch(rf"hf:({_NAME})/({_NAME})(?:@(.{{1,200}}))?", address, re.ASCII)
     if match is None:
         raise UsageError(
-            f"{address!r}: write {SCHEME}<namespace>/<repository> with an optional @revision, such "
-            f"as {SCHEME}wsssbed/sal-vst-duts@1.0.0."
+            f"{address!r}: write {HUB}<namespace>/<repository> with an optional @revision, such "
+            f"as {HUB}wsssbed/sal-vst-duts@1.0.0."
         )
     namespace, repository, revision = match.groups()
     version = None

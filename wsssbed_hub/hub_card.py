@@ -158,7 +158,8 @@ def _rows(target: str, entry: Entry) -> list[str]:
     rows = []
     for result in entry.results:
         tau = f"{result.threshold.tau:g} ({result.threshold.origin})" if result.threshold else ""
-        cells = [target, _plain(result.metric), f"{result.value:.4f}", _plain(result.split)]
+        measure = _plain(result.metric) + (", with CRF" if result.crf else "")
+        cells = [target, measure, f"{result.value:.4f}", _plain(result.split)]
         rows.append(f"| {' | '.join(cells)} | {result.images:,} | {tau} |")
     return rows
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wsssbed_hub import __version__
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import CHUNK
-from wsssbed_hub.hub_trouble import TRIES, patiently, said_plainly, waiting_time
+from wsssbed_hub.hub_trouble import (
+    TRIES,
+    patiently,
+    refuse_long_waits,
+    said_plainly,
+    waiting_time,
+)
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -30,20 +37,31 @@ def hub_api() -> HfApi:
 
 
 class _Quiet:
-    """Keeps the client's own bars and warnings, which name signed URLs, from the terminal.
+    """Keeps the client's own bars and warnings, which name signed URLs, from the terminal, and the
+    client from waiting for as long as a server says when it tries again.
 
     Its settings are those of the process: the first thread that enters changes them, the last one
-    that leaves sets them back.
+    that leaves sets them back. What looks at the answers stays, and looks while a thread is inside.
     """
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
         self._bars, self._level = False, 0
+        self._here = threading.local()
+
+    def _look(self, response: Response) -> None:
+        if getattr(self._here, "depth", 0):
+            refuse_long_waits(response)
 
     def __enter__(self) -> None:
         from huggingface_hub import utils
 
+        self._here.depth = getattr(self._here, "depth", 0) + 1
+        session = utils.get_session()
         with self._lock:
+            hooks = session.event_hooks
+            if self._look not in hooks["response"]:
+                session.event_hooks = hooks | {"response": [*hooks["response"], self._look]}
             self._inside += 1
             if self._inside == 1:
                 self._bars = not utils.are_progress_bars_disabled()
@@ -55,6 +73,7 @@ class _Quiet:
     def __exit__(self, *error: object) -> None:
         from huggingface_hub import utils
 
+        self._here.depth -= 1
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
@@ -110,6 +129,26 @@ class HubRepository:
         with said_plainly(self.name), _QUIET:
             refs = patiently(lambda: hub_api().list_repo_refs(self.name, repo_type="dataset"))
         return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def open_requests(self) -> list[int]:
+        """Numbers of the pull requests that nobody has merged or closed."""
+        with said_plainly(self.name), _QUIET:
+            found = patiently(
+                lambda: list(
+                    hub_api().get_repo_discussions(
+                        self.name, repo_type="dataset", discussion_type="pull_request"
+                    )
+                )
+            )
+        return sorted(one.num for one in found if one.status in ("open", "draft"))
+
+    def is_on(self, branch: str, commit: str) -> bool:
+        """Whether ``commit`` is part of the history of ``branch``."""
+        with said_plainly(self.name), _QUIET:
+            listed = patiently(
+                lambda: hub_api().list_repo_commits(self.name, repo_type="dataset", revision=branch)
+            )
+        return any(one.commit_id == commit for one in listed)
 
     def set_tag(self, tag: str, commit: str, *, replace: bool) -> None:
         """Puts a tag on a commit, where it may be already."""
@@ -264,11 +303,41 @@ class _Download(io.RawIOBase):
             left -= len(piece)
 
 
-def addition(path: str, content: Path | bytes) -> CommitOperationAdd:
-    """A file of a commit, to be read when it is sent."""
+def addition(path: str, content: bytes) -> CommitOperationAdd:
+    """A small file of a commit."""
     from huggingface_hub import CommitOperationAdd
 
     return CommitOperationAdd(path, content)
+
+
+def file_addition(path: str, file: Path, sent: Callable[[int], object]) -> CommitOperationAdd:
+    """A file of a commit, to be read when it is sent.
+
+    ``sent`` is told how many bytes of it have gone, again and again, where the client shows that:
+    it does not while it sends through Xet.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    class Addition(CommitOperationAdd):
+        @contextmanager
+        def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
+            with _Watched(file, sent) as stream:
+                yield stream
+
+    return Addition(path, file)
+
+
+class _Watched(io.FileIO):
+    """A file that says how far it has been read; it is sent once more where a try failed."""
+
+    def __init__(self, path: Path, sent: Callable[[int], object]):
+        super().__init__(path)
+        self._sent = sent
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self._sent(self.tell())
+        return data
 
 
 def list_repositories(namespace: str, tag: str) -> list[str]:

@@ -14,6 +14,7 @@ from wsssbed_hub.errors import HubError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from httpx2 import Response
     from huggingface_hub.errors import HfHubHTTPError
 
 TRIES = 5
@@ -72,6 +73,17 @@ def waiting_time(error: Exception, attempt: int) -> float | None:
         wait = wait if told is None else told
         return wait if wait <= LONGEST_WAIT else None
     return wait if isinstance(error, TransportError) else None
+
+
+def refuse_long_waits(response: Response) -> None:
+    """Raises what the client would, at once, where its next try would come too late.
+
+    It tries what it sends several times by itself, and waits for as long as it is told to.
+    """
+    from huggingface_hub.utils import hf_raise_for_status
+
+    if response.status_code in _PASSING and (told_to_wait(response.headers) or 0) > LONGEST_WAIT:
+        hf_raise_for_status(response)
 
 
 def told_to_wait(headers: Mapping[str, str]) -> float | None:
@@ -158,17 +170,12 @@ def _explain_answer(error: HfHubHTTPError, name: str) -> HubError:
         )
     if status == 412:
         return Conflict(f"{name}: somebody else has committed meanwhile.")
-    if status == 429:
-        return _too_many(name, told_to_wait(error.response.headers))
-    if status >= 500:
-        text = f"{name}: the Hub has trouble of its own ({status}). Run it again later."
-        return Passing(text, told_to_wait(error.response.headers))
+    if status == 429 or status >= 500:
+        wait = told_to_wait(error.response.headers)
+        what = "too many requests" if status == 429 else "the Hub has trouble of its own"
+        when = "later" if wait is None else f"in {wait:.0f} seconds"
+        return Passing(f"{name}: {what} ({status}). Run it again {when}, it goes on.", wait)
     return HubError(f"{name}: the Hub refused this with {status}: {said}")
-
-
-def _too_many(name: str, wait: float | None) -> Passing:
-    when = "later" if wait is None else f"in {wait:.0f} seconds"
-    return Passing(f"{name}: too many requests (429). Run it again {when}, it goes on.", wait)
 
 
 def _clean(text: str) -> str:

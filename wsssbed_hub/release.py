@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
+from wsssbed_hub.converting import Job, convert, default_processes
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import (
     Progress,
@@ -24,12 +23,19 @@ from wsssbed_hub.files import (
     sync_folder,
     write_whole,
 )
-from wsssbed_hub.inspection import Goal, Pixels, Problem, check_lists, check_map_size, goal_of
+from wsssbed_hub.inspection import (
+    Goal,
+    Pixels,
+    Problem,
+    WrongMaps,
+    check_lists,
+    check_map_size,
+    goal_of,
+)
 from wsssbed_hub.keyfolder import MANIFEST, read_manifest
 from wsssbed_hub.lock import Pin, check_pin, find_pin, now, write_pin
 from wsssbed_hub.manifest import Chosen, Entry, File, Manifest, UrlSource
 from wsssbed_hub.pngs import PngZip
-from wsssbed_hub.reader import Activations
 from wsssbed_hub.store import Opener, Store
 from wsssbed_hub.urls import Downloaded, download, download_path
 from wsssbed_hub.writing import Written, write_maps
@@ -43,17 +49,29 @@ def is_url_only(entry: Entry) -> bool:
 
 
 def from_url(
-    manifest: Manifest, chosen: Chosen, *, store: Store, progress: Progress | None = None
+    manifest: Manifest,
+    chosen: Chosen,
+    *,
+    store: Store,
+    data_root: Path | None = None,
+    processes: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Manifest, Opener]:
     """The manifest of just ``chosen`` with its files, which are in ``store`` when this returns.
+
+    The lists of its target are looked for below ``data_root`` (``$WSSSBED_DATA``, else ``/data``).
+    ``processes`` convert the maps (see ``default_processes``); each holds the zip's table of
+    contents and 64 images in memory.
 
     Raises HubError if the zip cannot be had, is damaged or hostile, does not fit the target, or is
     not what the manifest or the lock file says it is. Interrupted, it goes on.
     """
     fetch = _Fetch(manifest, chosen, store, progress)
-    guard = fetch.home.with_name(f".{fetch.home.name}.lock")
-    with expect_trouble(store.root), exclusive(guard):
-        converted = fetch.converted() or fetch.run()
+    data_root = data_root or Path(os.environ.get("WSSSBED_DATA") or "/data")
+    processes = processes or default_processes()
+    path = fetch.home.with_name(f".{fetch.home.name}.lock")
+    with expect_trouble(store.root), exclusive(path) as guard:
+        converted = fetch.converted() or fetch.run(data_root, processes, guard)
     record = fetch.home / MANIFEST
 
     def open_file(file: File, offset: int) -> BinaryIO:
@@ -61,11 +79,6 @@ def from_url(
         raise HubError(f"{file.path} was damaged in the cache. Run it again to fetch it anew.")
 
     return converted, open_file
-
-
-def data_root() -> Path:
-    """Where the lists of targets are looked for: ``$WSSSBED_DATA``, else ``/data``."""
-    return Path(os.environ.get("WSSSBED_DATA") or "/data")
 
 
 class _Fetch:
@@ -99,20 +112,22 @@ class _Fetch:
         elif (self.pin.sha256, self.pin.content) != (source.sha256, entry.content):
             return None
         self._check_content(entry)  # the manifest may say more by now
+        self._tidy()  # after a run that was killed at that
         found_out = {name: getattr(entry, name) for name in _FOUND_OUT}
         return self._manifest(self.chosen.entry.model_copy(update=found_out))
 
-    def run(self) -> Manifest:
+    def run(self, data_root: Path, processes: int, guard: int) -> Manifest:
+        """``guard`` is the lock on all this, which the processes keep with us."""
         path = download_path(self.store.root, self.source.url)
         zipped = download(self.source.url, path, progress=self._receiving())
-        goal = goal_of(self.chosen.target, data_root())
+        goal = goal_of(self.chosen.target, data_root)
         with self._suspicion(path):
             self._check_bytes(zipped)
         with self._suspicion(path, self._blame(path)):
             maps = PngZip(path, self.manifest.kind)
             class_ids = maps.class_ids if maps.kind == "cam" else None
             remarks = _remarks(check_lists(maps.image_ids, goal, class_ids))
-        written, pixels = self._convert(maps, goal, zipped)
+        written, pixels = self._convert(maps, goal, zipped, processes, guard)
         if pixels.images == len(maps):  # else an earlier run saw the others
             remarks += map(str, pixels.problems())
         entry = self._entry(zipped, written)
@@ -122,9 +137,14 @@ class _Fetch:
         self._adopt(written, entry)
         converted = self._manifest(entry)
         write_whole(self.home / MANIFEST, converted.dump().encode())
-        shutil.rmtree(self.home / ".partial", ignore_errors=True)
-        path.unlink(missing_ok=True)
+        self._tidy()
         return converted
+
+    def _tidy(self) -> None:
+        """Removes what is not needed any more, the folder that says so last."""
+        if (self.home / ".partial").exists():
+            download_path(self.store.root, self.source.url).unlink(missing_ok=True)
+            shutil.rmtree(self.home / ".partial", ignore_errors=True)
 
     def _receiving(self) -> Progress | None:
         """The download is four fifths of the work, converting the rest."""
@@ -132,11 +152,16 @@ class _Fetch:
         return None if progress is None else lambda done, of: progress(done, of * 5 // 4)
 
     @contextmanager
-    def _suspicion(self, path: Path, blame: Callable[[str], str] = str) -> Iterator[None]:
-        """Keeps nothing of a zip that is found to be wrong."""
+    def _suspicion(
+        self,
+        path: Path,
+        blame: Callable[[str], str] = str,
+        suspicious: type[HubError] = HubError,
+    ) -> Iterator[None]:
+        """Keeps nothing of a zip that is found to be wrong, which ``suspicious`` errors say."""
         try:
             yield
-        except HubError as error:
+        except suspicious as error:
             path.unlink(missing_ok=True)
             shutil.rmtree(self.home, ignore_errors=True)
             raise HubError(blame(str(error))) from None
@@ -164,18 +189,17 @@ class _Fetch:
         if self.pin is not None:
             check_pin(self.pin, self.key, self.chosen.target, zipped.sha256)
 
-    def _convert(self, maps: PngZip, goal: Goal, zipped: Downloaded) -> tuple[Written, Pixels]:
+    def _convert(
+        self, maps: PngZip, goal: Goal, zipped: Downloaded, processes: int, guard: int
+    ) -> tuple[Written, Pixels]:
         wanted = set(goal.ids)
-        pixels = Pixels(maps.kind)
+        settings = {"url": self.source.url, "sha256": zipped.sha256}
+        kind = self.manifest.kind
         done = 0
 
-        def produce(image_id: str) -> np.ndarray | Activations:
-            with self._suspicion(zipped.path, self._blame(zipped.path)):
-                found = maps.read(image_id)
-                if image_id in wanted:
-                    check_map_size(goal, image_id, found)
-            pixels.look(image_id, found)
-            return found
+        def look(image_id: str, size: tuple[int, int]) -> None:
+            if image_id in wanted:
+                check_map_size(goal, image_id, size)
 
         def advance(images: int) -> None:
             nonlocal done
@@ -184,12 +208,17 @@ class _Fetch:
                 share = zipped.size // 4 * done // len(maps)
                 self.progress(zipped.size + share, zipped.size * 5 // 4)
 
-        settings = {"url": self.source.url, "sha256": zipped.sha256}
-        kind = self.manifest.kind
-        written = write_maps(
-            self.home, kind, maps.image_ids, produce, settings=settings, progress=advance
-        )
-        return written, pixels
+        with self._suspicion(zipped.path, self._blame(zipped.path), WrongMaps):
+            pixels = convert(
+                Job(str(zipped.path), kind, str(self.home), settings),
+                maps,
+                processes=processes,
+                look=look,
+                progress=advance,
+                locks=[guard],
+            )
+        # Every part is there, so this joins them.
+        return write_maps(self.home, kind, maps.image_ids, maps.read, settings=settings), pixels
 
     def _entry(self, zipped: Downloaded, written: Written) -> Entry:
         place = f"{self.chosen.target}/{self.chosen.version}"

@@ -10,7 +10,10 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -26,8 +29,10 @@ from wsssbed_hub.files import (
     write_all,
     write_whole,
 )
+from wsssbed_hub.holding import keep, sharing
 from wsssbed_hub.keyfolder import MANIFEST, check_file, read_manifest
 from wsssbed_hub.manifest import File, Manifest
+from wsssbed_hub.parallel import JOBS, Stop, at_once
 
 Opener = Callable[[File, int], BinaryIO]
 """Opens a file of an artifact for reading from an offset in bytes."""
@@ -55,40 +60,66 @@ class Store:
     def __init__(self, root: Path | None = None):
         self.root = Path(os.path.abspath(root or cache_folder()))
 
+    @property
+    def blobs(self) -> Path:
+        """Folder of all files; who fetches shares it (see ``holding``)."""
+        return self.root / "blobs"
+
     def blob(self, file: File) -> Path:
         """Where a file lies, or would lie."""
         digest = file.sha256.removeprefix("sha256:")
-        return self.root / "blobs" / digest[:2] / digest
+        return self.blobs / digest[:2] / digest
 
     def pull(
-        self, manifest: Manifest, open_file: Opener, *, to: Path | None, progress: Progress | None
+        self,
+        manifest: Manifest,
+        open_file: Opener,
+        *,
+        to: Path | None,
+        progress: Progress | None,
+        jobs: int = JOBS,
     ) -> Path:
         """A key folder with all that ``manifest`` lists, every byte of it verified just now.
 
-        It is ``to``, or else lies in the cache. Raises HubError for wrong bytes, a full disk, and
-        if ``to`` is something else already.
+        It is ``to``, or else lies in the cache. ``jobs`` files are fetched at a time, each through
+        ``open_file`` in a thread of its own; if one fails the others stop and keep what they have.
+        Raises HubError for wrong bytes, a full disk, and if ``to`` is something else already.
         """
         files = [file for chosen in manifest.entries() for file in chosen.entry.files]
         advance = _sum(progress, sum(file.size for file in files))
         check_room(self.root, sum(file.size for file in files if not self.blob(file).exists()))
-        for file in files:
-            self.fetch(file, open_file, advance)
-        if to is not None:
-            return self._export(manifest, files, Path(os.path.abspath(to)))
-        return self._view(manifest, files)
+
+        def fetch(file: File, stop: Stop) -> None:
+            def step(size: int) -> None:
+                advance(size)
+                stop.check()
+
+            self.fetch(file, open_file, step, stop.wait)
+
+        with expect_trouble(self.root), sharing(self.blobs):  # so nothing of it is pruned now
+            at_once(fetch, files, jobs)
+            if to is not None:
+                return self._export(manifest, files, Path(os.path.abspath(to)))
+            return self._view(manifest, files)
 
     def fetch(
-        self, file: File, open_file: Opener, advance: Callable[[int], None] = lambda size: None
+        self,
+        file: File,
+        open_file: Opener,
+        advance: Callable[[int], None] = lambda size: None,
+        waiting: Callable[[], object] | None = None,
     ) -> Path:
         """The blob with the bytes of ``file``: what is in the cache if it is right, else fetched.
 
-        An interrupted fetch goes on where it stopped. Raises HubError, and keeps nothing, for bytes
-        that are not the ones of ``file``.
+        An interrupted fetch goes on where it stopped; what ``advance`` or ``waiting`` (called while
+        somebody else fetches the same file) raises is such an interruption. Raises HubError, and
+        keeps nothing, for bytes that are not the ones of ``file``.
         """
         blob = self.blob(file)
         if not _is_good(blob, file):
             partial = blob.with_name(f"{blob.name}.partial")
-            with expect_trouble(self.root, file.size), exclusive(partial) as descriptor:
+            lock = exclusive(partial, waiting=waiting)
+            with expect_trouble(self.root, file.size), lock as descriptor:
                 if not _is_good(blob, file):  # while this process waited, another fetched it
                     blob.unlink(missing_ok=True)
                     try:
@@ -118,6 +149,9 @@ class Store:
                         self._link(file, path)
                 if not _holds(folder / MANIFEST, text):
                     write_whole(folder / MANIFEST, text.encode())
+                with suppress(OSError):  # a cache that is only read
+                    os.utime(folder)  # when it was used last
+                keep(folder / chosen.target)
         return folder
 
     def _export(self, manifest: Manifest, files: list[File], folder: Path) -> Path:
@@ -228,13 +262,17 @@ class _Fetch:
 
     def _receive(self, digest: _Hash, done: int) -> str:
         os.lseek(self.descriptor, done, os.SEEK_SET)
-        with self.open_file(self.file, done) as source:
+
+        def take(data: bytes) -> None:
+            digest.update(data)
+            write_all(self.descriptor, data)
+
+        with self.open_file(self.file, done) as source, _Aside(take) as aside:
             while data := source.read(min(CHUNK, self.file.size - done + 1)):
                 done += len(data)
                 if done > self.file.size:
                     return f"more than {self.file.size:,} bytes"
-                digest.update(data)
-                write_all(self.descriptor, data)
+                aside.put(data)
                 self.advance(len(data))
         if done < self.file.size:
             raise HubError(
@@ -242,6 +280,29 @@ class _Fetch:
                 "again, it goes on from there."
             )
         return f"sha256:{digest.hexdigest()}"
+
+
+class _Aside:
+    """Gives a piece to ``action`` while the next one is received; all are through on leaving."""
+
+    def __init__(self, action: Callable[[bytes], None]):
+        self._action = action
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def put(self, data: bytes) -> None:
+        """Raises what went wrong with the pieces before."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._thread.submit(self._action, data)
+
+    def __enter__(self) -> _Aside:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._thread.shutdown()
+        if kind is None and self._last is not None:
+            self._last.result()
 
 
 def _is_good(blob: Path, file: File) -> bool:
@@ -281,12 +342,15 @@ def _check_same(folder: Path, manifest: Manifest, files: list[File]) -> None:
 
 
 def _sum(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Tells ``progress`` the sum of all steps, whichever thread makes them."""
     done = 0
+    lock = threading.Lock()
 
     def advance(size: int) -> None:
         nonlocal done
-        done += size
-        if progress is not None:
-            progress(done, total)
+        with lock:
+            done += size
+            if progress is not None:
+                progress(done, total)
 
     return advance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.table import Table
+
     from wsssbed_hub.maps import Maps
 
 Registry = Annotated[
     str | None,
     typer.Option(
-        envvar="WSSSBED_REGISTRY",
-        help="Where artifacts are found and published: a folder, hf:NAMESPACE, or a URL to read.",
-        show_default="~/.local/share/wsssbed-hub/registry",
+        help="Where artifacts are found: a folder, hf:NAMESPACE or a URL; several with commas.",
+        show_default="those of `wsssbed-hub registry list`",
     ),
 ]
 DataRoot = Annotated[
@@ -30,55 +33,73 @@ Target = Annotated[
     typer.Option(help="Dataset whose images the maps are for.", show_default="the only one"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Where = "KEY[@VERSION], or a folder or zip of maps"
+Where = "KEY[@VERSION], hf:NAMESPACE/REPOSITORY[@REVISION], or a folder or zip of maps"
+WHICH = "KEY[@VERSION], or hf:NAMESPACE/REPOSITORY[@REVISION] on the Hub."
 
 
 class Progress(Protocol):
     def __call__(self, done: int, total: int) -> None: ...
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """Rows that share their columns, as an aligned table or as JSON. Numbers stand right."""
+def print_table(
+    rows: Sequence[Mapping[str, Any]], *, as_json: bool, spare: Sequence[str] = ()
+) -> None:
+    """Rows that share their columns, as an aligned table or as JSON. Numbers stand right.
+
+    Where the window is too narrow the columns of ``spare`` are left out one after the other, those
+    with nothing in them first, and a remark says which.
+    """
     if as_json:
         typer.echo(json.dumps(list(rows), indent=2, default=str))
         return
-    from rich import box
     from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = 200  # nobody's window: names stay in one piece
+    columns = list(rows[0]) if rows else []
+    order = sorted(spare, key=lambda name: any(row[name] not in (None, "") for row in rows))
+    left_out = []
+    table = _table(rows, columns)
+    while order and console.width < console.measure(table, options=_endless(console)).maximum:
+        left_out.append(order.pop(0))
+        table = _table(rows, [name for name in columns if name not in left_out])
+    console.print(table)
+    if left_out:
+        note(f"Left out for want of room: {', '.join(left_out)}. --json has everything.")
+
+
+def _endless(console: Console) -> ConsoleOptions:
+    """A window of any width."""
+    return console.options.update(max_width=1 << 20)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
+
+    from wsssbed_hub.words import printable
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0] if rows else ():
+    for column in columns:
         numbers = all(isinstance(row[column], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # nobody's window: names stay in one piece
-    console.print(table)
+        cells = ("" if row[name] is None else str(row[name]) for name in columns)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
 
 
 @contextmanager
 def progress_bar(title: str, *, unit: str = "bytes") -> Iterator[Progress]:
-    """A bar on the terminal with rate and time left; nothing where stderr is a file."""
-    from rich import progress
-    from rich.console import Console
+    """A bar on the terminal with amount, rate and time left; nothing where stderr is a file.
 
-    amount = (
-        [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-        if unit == "bytes"
-        else [progress.MofNCompleteColumn()]
-    )
-    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), *amount]
-    console = Console(stderr=True)
-    with progress.Progress(
-        *columns, progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bars:
-        task = bars.add_task(title, total=None)
+    Inside another one it is a line below it, for as long as it lasts.
+    """
+    from wsssbed_hub.commands.bars import bar
 
-        def show(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
+    with bar(title, unit) as show:
         yield show
 
 

@@ -23,6 +23,10 @@ class Drawn(StrEnum):
     shapes = "shapes"
 
 
+class Extra(StrEnum):
+    ssnet = "ssnet"
+
+
 @data.command("list")
 def list_(data_root: DataRoot = DATA_ROOT, as_json: AsJson = False) -> None:
     """List the targets and SOD datasets that are known, and which of them are there."""
@@ -93,7 +97,7 @@ def make(
     val: Annotated[int, typer.Option(help="Images of val.", min=1)] = 100,
     sod: Annotated[int, typer.Option(help="Images for training saliency.", min=1)] = 300,
 ) -> None:
-    """Draw the synthetic dataset in the layouts of VOC 2012 and DUTS."""
+    """Draw the synthetic dataset in the layouts of VOC 2012, COCO 2014 and DUTS."""
     from wsssbed_hub.targets import make_shapes
 
     with progress_bar(f"draw {name.value}", unit="images") as progress:
@@ -109,14 +113,19 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Run every part, but train too little to learn much.")
     ] = False,
+    extra: Annotated[
+        list[Extra] | None,
+        typer.Option("--with", help="Another method, beside the others in the report."),
+    ] = None,
 ) -> None:
     """Run the whole benchmark on a synthetic dataset, from images to mIoU, with a report.
 
-    It needs the extra `stages` and about 10 minutes on two cores. Stopped, it goes on where it was.
+    It needs the extra `stages` and about 10 minutes on two cores; with SSNet, MINUTES more. Stopped,
+    it goes on where it was.
     """
     from wsssbed_hub.demo import FULL, QUICK, run
 
-    run(to, QUICK if quick else FULL, seed, say=typer.echo)
+    run(to, QUICK if quick else FULL, seed, say=typer.echo, extra=extra or ())
 
 
 def register(app: typer.Typer) -> None:

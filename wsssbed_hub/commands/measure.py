@@ -168,7 +168,14 @@ def curve(
 
 
 def _compare(
-    title: str, cam: str, sals: list[str], registry: str | None, *, target: str, **how: Any
+    title: str,
+    cam: str,
+    sals: list[str],
+    registry: str | None,
+    *,
+    target: str,
+    own: list[str] | None = None,
+    **how: Any,
 ) -> Comparison:
     """``comparison.compare`` of maps as they are named on the command line, under a bar."""
     from wsssbed_hub.comparison import compare
@@ -177,6 +184,7 @@ def _compare(
         return compare(
             open_maps(cam, target, registry, "cam"),
             [open_maps(name, target, registry, "sal") for name in sals],
+            [open_maps(name, target, registry, "label") for name in own or ()],
             target=target,
             progress=progress,
             **how,
@@ -310,6 +318,12 @@ def report(
     sal: Annotated[
         list[str] | None, typer.Option(help=f"Saliency maps, as often as you like: {Where}.")
     ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels", help=f"Labels that were made elsewhere, as often as you like: {Where}."
+        ),
+    ] = None,
     segmentation: Annotated[
         list[str] | None,
         typer.Option(help="Trained networks to show, as often as you like: weights/… keys."),
@@ -325,7 +339,8 @@ def report(
 ) -> None:
     """Compare saliency maps on one activation map: table, curves, gallery, provenance, as a page.
 
-    The rows of the table: labels from each saliency map, and the networks trained on them.
+    The rows of the table: labels from each saliency map, labels that were made elsewhere, and the
+    networks trained on them.
     """
     from rich.console import Console
 
@@ -337,6 +352,7 @@ def report(
         cam,
         sal or [],
         registry,
+        own=own,
         target=target,
         data_root=data_root,
         split=split,
