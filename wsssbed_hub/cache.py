@@ -20,7 +20,9 @@ from wsssbed_hub.keyfolder import MANIFEST, read_manifest
 from wsssbed_hub.keys import Key
 from wsssbed_hub.store import Store
 
-AREAS = ("blobs", "artifacts", "releases", "downloads", "hub", "datasets", "stages")
+DERIVED = ("hub", "datasets", "annotations")
+"""Folders of files that are made again when they are needed."""
+AREAS = ("blobs", "artifacts", "releases", "downloads", *DERIVED, "stages")
 _TARGET = r"(?P<target>[a-z0-9]+(?:-[a-z0-9]+)*)"
 _VERSION = r"(?P<version>\d{1,6}\.\d{1,6}\.\d{1,6})"
 _FOLDER = re.compile(rf"{_TARGET}-{_VERSION}-(?P<digest>[0-9a-f]{{16}})", re.ASCII)
@@ -132,7 +134,7 @@ def look(store: Store | None = None) -> Contents:
     scan.artifacts()
     scan.releases()
     scan.downloads()
-    for area in ("hub", "datasets", "stages"):
+    for area in (*DERIVED, "stages"):
         scan.derived(area)
     return scan.finish()
 

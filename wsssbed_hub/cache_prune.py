@@ -17,7 +17,16 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from wsssbed_hub.cache import Artifact, Contents, Folder, Unfinished, files_in, identity, look
+from wsssbed_hub.cache import (
+    DERIVED,
+    Artifact,
+    Contents,
+    Folder,
+    Unfinished,
+    files_in,
+    identity,
+    look,
+)
 from wsssbed_hub.errors import UsageError, did_you_mean
 from wsssbed_hub.files import Progress, expect_trouble, sync_folder
 from wsssbed_hub.holding import if_free
@@ -29,7 +38,6 @@ IN_USE = "a process uses it"
 FETCHING = "a process is fetching into the cache"
 FOREIGN = "files that are not the cache's lie in it"
 STAGES = "stages keep their own files there; remove it by hand when none runs"
-_DERIVED = ("hub", "datasets")  # made again when they are needed
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def plan(contents: Contents, selection: Selection) -> Plan:
     blobs = _going(unused, paths, selection)
     unfinished = [one for one in contents.unfinished if selection.has_unfinished(one, now)]
     downloads = contents.downloads if selection.everything else []
-    derived = [n for n in _DERIVED if contents.derived.get(n) and selection.everything]
+    derived = [n for n in DERIVED if contents.derived.get(n) and selection.everything]
     paths += [file for one in unfinished for path in one.paths for file in files_in(path)]
     frees = _frees([*paths, *blobs, *downloads]) + sum(contents.derived[name] for name in derived)
     return Plan(going, unfinished, blobs, downloads, derived, frees)
