@@ -31,8 +31,6 @@ from wsssbed_hub.manifest import TrainedOn
 from wsssbed_hub.maps import Activations, Maps
 from wsssbed_hub.targets import Target, open_target
 
-SPLIT = "train_aug"
-
 
 @dataclass(frozen=True)
 class CamData:
@@ -89,12 +87,12 @@ class Options(TrainOptions):
 
 
 def run(stage: str, method: type[CamMethod], options: Options) -> None:
-    """Train on the image-level labels of the target's train_aug and write its activation maps."""
+    """Train on the image-level labels of the target's training split and write maps over it."""
     desk = set_out(stage, method, options)
     target = open_target(options.target, options.data_root)
-    ids = images_of(target, SPLIT, options.limit)
+    ids = images_of(target, target.training_split, options.limit)
     saliency = _saliency(stage, method, options)
-    lists = [list_ingredient("target-list", f"{target.name} {SPLIT}", ids)]
+    lists = [list_ingredient("target-list", f"{target.name} {target.training_split}", ids)]
     settings = desk.settings | {"data": target.name, "limit": options.limit}
     if options.weights is None:
         settings |= {"seed": options.seed, "data_list": lists[0].digest}

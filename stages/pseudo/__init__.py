@@ -17,13 +17,12 @@ from stages.runtime.artifacts import (
 from stages.runtime.options import WHERE, OutputOptions
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import machine, provenance
+from wsssbed_hub import manifest
 from wsssbed_hub.labelling import choose_threshold, ingredient, label_artifact, label_settings
-from wsssbed_hub.manifest import Method
 from wsssbed_hub.maps import Maps
 from wsssbed_hub.targets import Target, open_target
 
-SPLIT = "train_aug"
-CARD = Method(
+CARD = manifest.Method(
     name="Algorithm 1 of WSSS-BED",
     paper="https://arxiv.org/abs/2404.00918",
     code="https://github.com/clovaai/WSSS-BED",
@@ -64,9 +63,9 @@ class Options(OutputOptions):
 
 
 def run(stage: str, options: Options) -> None:
-    """Label the target's train_aug and write the label artifact. One process, no GPU."""
+    """Label the target's training split and write the label artifact. One process, no GPU."""
     target = open_target(options.target, options.data_root)
-    ids = images_of(target, SPLIT, options.limit)
+    ids = images_of(target, target.training_split, options.limit)
     cam = open_maps(options.cam, target.name, "cam")
     sal = open_maps(options.sal, target.name, "sal") if options.sal else None
     used = [maps for maps in (cam, sal) if maps is not None]
@@ -97,7 +96,7 @@ def run(stage: str, options: Options) -> None:
             progress=lambda done, of: show(done, ""),
         )
     assert made.written is not None  # Parquet waits to be completed
-    lists = [list_ingredient("target-list", f"{target.name} {SPLIT}", ids)]
+    lists = [list_ingredient("target-list", f"{target.name} {target.training_split}", ids)]
     artifact.complete(made.written, provenance(stage, machine(), [*ingredients, *lists]))
     say(f"{artifact.key}@{options.version}: {len(ids):,} images in {artifact.folder}")
 

@@ -123,7 +123,7 @@ def train_and_write(
         if trained.now or desk.options.fresh:
             artifact.discard_unfinished()
         given = desk.options.weights is not None
-        _write_maps(
+        write_artifact(
             artifact,
             kind,
             lambda image_id: produce(trained, image_id),
@@ -137,12 +137,16 @@ def train_and_write(
         )
 
 
-def _write_maps(
+def write_artifact(
     artifact: Artifact,
     kind: str,
     produce: Callable[[str], np.ndarray | Activations],
     provenance: Callable[[], Provenance],
 ) -> None:
+    """Write the maps that ``produce`` gives of each image, by all processes, and the manifest.
+
+    Images that an earlier command finished are not produced again.
+    """
     ids = list(artifact.image_ids or ())
     rank, processes = distributed.rank(), distributed.size()
     settings = artifact.settings

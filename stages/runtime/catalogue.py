@@ -38,12 +38,12 @@ class Stage:
         return " ".join(text.split("\n\n")[0].split()).removesuffix(".")
 
     def load(self) -> tuple[ModuleType, Any]:
-        """The family's module and the class ``Method`` (None for a stage without method files)."""
+        """The family's module and the class ``Method``.
+
+        A stage without method files may have one too, in the family's module; else it is None.
+        """
         family = import_module(self.family)
-        method = None
-        if self.module != self.family:
-            method = import_module(self.module).Method
-        return family, method
+        return family, getattr(import_module(self.module), "Method", None)
 
 
 def all_stages(root: Path = ROOT) -> dict[str, Stage]:

@@ -127,6 +127,14 @@ def on_main(work: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def gathered(value: T) -> list[T]:
+    """The value of every process, in the order of their numbers. It is sent pickled."""
+    values: list[Any] = [value] * size()
+    if size() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def share_state(network: nn.Module) -> None:
     """Give every process the first one's parameters and buffers."""
     if size() > 1:

@@ -13,6 +13,13 @@ import typer
 from wsssbed_hub.keys import Version
 
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        help="Several trainings, one per seed, as in 0,1,2.", show_default="that of --seed"
+    ),
+]
+"""For stages that measure what they train: ``measures.seeds_of`` reads it."""
 
 OptionsType = TypeVar("OptionsType", bound="OutputOptions")
 

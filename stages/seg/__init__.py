@@ -1,13 +1,12 @@
-"""Segmentation: train on labels of the target's train_aug, then measure mIoU on its val split."""
+"""Segmentation: train on labels of a target's training split, measure mIoU on its val split."""
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import typer
@@ -22,27 +21,25 @@ from stages.runtime.artifacts import (
     list_ingredient,
     open_maps,
 )
+from stages.runtime.densecrf import PRESETS
 from stages.runtime.desk import Desk, set_out
+from stages.runtime.measures import VAL, Seed, in_words, read_json, seeds_of, write_json
 from stages.runtime.method import Method
-from stages.runtime.options import WHERE, TrainOptions
+from stages.runtime.options import WHERE, Seeds, TrainOptions
 from stages.runtime.phases import Phase
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import provenance
 from stages.runtime.runfolder import locked
 from stages.runtime.training import Trained, trained_network
-from stages.seg._measure import SPLIT as VAL
-from stages.seg._measure import Seed, measure, results, summary
+from stages.seg._measure import NO_CRF, Crf, measure, stated, summary
 from wsssbed_hub.curves import require_ids
 from wsssbed_hub.digests import content_digest, image_digest, list_digest
-from wsssbed_hub.errors import UsageError
-from wsssbed_hub.files import expect_trouble, write_whole
 from wsssbed_hub.labelling import ingredient
 from wsssbed_hub.manifest import Ingredient, TrainedOn
 from wsssbed_hub.maps import Maps
 from wsssbed_hub.targets import Target, open_target
 from wsssbed_hub.weights import write_weights
 
-SPLIT = "train_aug"
 GROUND_TRUTH = "ground-truth"
 
 
@@ -71,6 +68,9 @@ class SegData:
 class SegMethod(Method):
     """A segmentation network: one file in this folder with a class ``Method`` derived from this."""
 
+    published_crf: ClassVar[Mapping[str, str]] = {}
+    """Settings of the CRF in the published evaluation, by target; ``none`` on all others."""
+
     def __init__(self, recipe: Any, scratch: Path, num_classes: int) -> None:
         super().__init__(recipe, scratch)
         self.num_classes = num_classes
@@ -91,10 +91,13 @@ class SegMethod(Method):
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainOptions):
     labels: Annotated[str, typer.Option(help=f"Labels to train on: {WHERE}, or `ground-truth`.")]
-    seeds: Annotated[
+    seeds: Seeds = None
+    crf: Annotated[
         str | None,
         typer.Option(
-            help="Several trainings, one per seed, as in 0,1,2.", show_default="that of --seed"
+            help=f"Measure with this CRF too: {', '.join(PRESETS)}; or none. It takes as many "
+            "threads as there are --workers.",
+            show_default="as published: deeplab on voc12",
         ),
     ] = None
 
@@ -115,10 +118,11 @@ def run(stage: str, method: type[SegMethod], options: Options) -> None:
         found = {seed: study.train(seed) for seed in study.seeds}
         scores = {seed: one.score for seed, one in found.items()}
         distributed.on_main(lambda: study.write(artifacts, found, scores))
-        mean = summary(scores, study.data.target.classes)["miou"]
-        error = mean["standard_error"]
-        spread = f" ± {error:.4f} ({len(scores)} seeds)" if error is not None else ""
-        say(f"mIoU {mean['mean']:.4f}{spread} on {study.data.target.name} {VAL}: {study.folder}")
+        mean = summary(scores, study.data.target.classes, study.crf)
+        said = f"mIoU {in_words(mean['miou'], len(scores))}"
+        if study.crf is not None:
+            said += f", {in_words(mean['crf']['miou'], len(scores))} with CRF {study.crf.preset}"
+        say(f"{said} on {study.data.target.name} {VAL}: {study.folder}")
 
 
 @dataclass(frozen=True)
@@ -143,30 +147,39 @@ class _Study:
     """Of the labels, in keys."""
     ingredients: list[Ingredient]
     settings: dict[str, Any]
+    """All that the trainings depend on."""
     seeds: list[Seed]
+    crf: Crf | None
+    """Of the measurement."""
 
     @classmethod
     def begin(cls, desk: Desk, method: type[SegMethod], options: Options) -> _Study:
         """Look at everything that the command needs; HubError or UsageError if it is not there."""
+        published = method.published_crf.get(options.target, NO_CRF)
+        crf = Crf.of(published if options.crf is None else options.crf)
         target = open_target(options.target, options.data_root)
-        ids = images_of(target, SPLIT, options.limit)
+        ids = images_of(target, target.training_split, options.limit)
         val = images_of(target, VAL, options.limit)
         truth = options.labels == GROUND_TRUTH
         if truth:
-            labels = target.ground_truth(SPLIT)
+            labels = target.ground_truth(target.training_split)
         else:
             labels = open_maps(options.labels, target.name, "label")
-        seeds = _seeds(options)
+        seeds = seeds_of(options.seeds, options)
         settings = desk.settings | {"target": target.name, "limit": options.limit, "seeds": seeds}
         lists = [list_ingredient("val-list", f"{target.name} {VAL}", val)]
         if options.weights is None:
             require_ids(ids, labels, "labels")
             used = _ground_truth(labels, ids, target) if truth else ingredient(labels)
-            lists = [list_ingredient("training-list", f"{target.name} {SPLIT}", ids), used, *lists]
+            lists = [
+                list_ingredient("training-list", f"{target.name} {target.training_split}", ids),
+                used,
+                *lists,
+            ]
             settings |= {"labels": used.digest, "data_list": lists[0].digest}
         name = GROUND_TRUTH if truth else artifact_name(labels)
         data = SegData(target, ids, labels)
-        return cls(desk, method, options, data, val, name, lists, settings, seeds)
+        return cls(desk, method, options, data, val, name, lists, settings, seeds, crf)
 
     @property
     def folder(self) -> Path:
@@ -181,9 +194,13 @@ class _Study:
             title=title,
             method=self.method.card,
             trained_on=self._trained_on(),
-            settings={**self.settings, "seed": seed},
+            settings={**self.settings, **self._measuring(), "seed": seed},
             options=self.options,
         )
+
+    def _measuring(self) -> dict[str, str]:
+        """What the manifest's numbers depend on beside the training."""
+        return {"crf": self.crf.preset} if self.crf else {}
 
     def train(self, seed: Seed) -> _Found:
         """Train and measure with one seed; a score that is known is not measured again."""
@@ -202,13 +219,19 @@ class _Study:
     def _score(self, trained: Trained, seed: Seed) -> dict[str, Any]:
         path = self.folder / f"seed{seed}" / "score.json"
         of = {"weights": trained.made_from[-1].digest, "val_list": list_digest(self.val)}
-        known = distributed.on_main(lambda: _read_json(path))
+        of |= self._measuring()
+        known = distributed.on_main(lambda: read_json(path))
         if known.get("of") == of:
             return known["score"]
-        score = measure(trained, self.data.target, self.val, self.desk.device)
+        threads = max(1, self.desk.conduct(seed or 0).workers)
+        score = measure(
+            trained, self.data.target, self.val, self.desk.device, crf=self.crf, threads=threads
+        )
         if seed is not None:
-            distributed.on_main(lambda: _write_json(path, {"of": of, "score": score}))
-        say(f"seed {seed}: mIoU {score['miou']:.4f} over {len(self.val):,} images")
+            distributed.on_main(lambda: write_json(path, {"of": of, "score": score}))
+        refined = f", {score['crf']['miou']:.4f} with CRF" if self.crf else ""
+        who = "these weights" if seed is None else f"seed {seed}"
+        say(f"{who}: mIoU {score['miou']:.4f}{refined} over {len(self.val):,} images")
         return score
 
     def write(
@@ -220,9 +243,9 @@ class _Study:
         """The weights artifacts and ``result.json``; by the first process."""
         desk, target = self.desk, self.data.target
         initial = desk.initial.name if desk.initial else None
-        known = summary(scores, target.classes)
+        known = summary(scores, target.classes, self.crf)
         known |= {"settings": self.settings, "images": len(self.val), "initial_weights": initial}
-        _write_json(self.folder / "result.json", known)
+        write_json(self.folder / "result.json", known)
         config = {
             "stage": desk.stage,
             "recipe": asdict(desk.recipe),
@@ -242,7 +265,7 @@ class _Study:
                     seed=seed,
                     selection=None if seed is None else SELECTION,
                 ),
-                results(scores, seed, target.classes, self.val, initial),
+                stated(scores, seed, target.classes, self.val, initial, self.crf),
             )
 
     def _trained_on(self) -> list[TrainedOn]:
@@ -252,37 +275,11 @@ class _Study:
         return [TrainedOn(dataset=self.options.target, images=images, supervision="pixel masks")]
 
 
-def _seeds(options: Options) -> list[Seed]:
-    if options.weights is not None:
-        if options.seeds is not None:
-            raise UsageError("With --weights nothing is trained; leave --seeds out.")
-        return [None]
-    if options.seeds is None:
-        return [options.seed]
-    texts = options.seeds.split(",")
-    if not all(text.strip().isdecimal() for text in texts) or len({*texts}) < len(texts):
-        raise UsageError(f"--seeds {options.seeds}: write distinct numbers, such as 0,1,2.")
-    return [int(text) for text in texts]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with expect_trouble(path.parent):
-        write_whole(path, json.dumps(data, indent=2).encode() + b"\n")
-
-
 def _ground_truth(labels: Maps, ids: Sequence[str], target: Target) -> Ingredient:
     with progress("reading the ground truth", len(ids), "image") as show:
         digests = []
         for image_id in ids:
             digests.append((image_id, image_digest(np.asarray(labels.read(image_id)))))
             show(len(digests), "")
-    name = f"ground truth of {target.name} {SPLIT}"
+    name = f"ground truth of {target.name} {target.training_split}"
     return Ingredient(role="label", file=name, digest=content_digest("label", digests))

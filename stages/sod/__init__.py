@@ -49,9 +49,13 @@ class Options(TrainOptions):
     data: Annotated[
         str, typer.Option(help="SOD dataset to train on (with --weights: that it was trained on).")
     ]
-    split: Annotated[str, typer.Option(help="Split of the target to write maps over.")] = (
-        "train_aug"
-    )
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of the target to write maps over.",
+            show_default="that which methods are trained on",
+        ),
+    ] = None
 
 
 def run(stage: str, method: type[SodMethod], options: Options) -> None:
@@ -61,8 +65,9 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
     """
     desk = set_out(stage, method, options)
     target = open_target(options.target, options.data_root)
-    ids = images_of(target, options.split, options.limit)
-    lists = [list_ingredient("target-list", f"{target.name} {options.split}", ids)]
+    split = options.split or target.training_split
+    ids = images_of(target, split, options.limit)
+    lists = [list_ingredient("target-list", f"{target.name} {split}", ids)]
     settings = desk.settings
     dataset = None
     if options.weights is None:
@@ -77,7 +82,7 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
         }
     train_and_write(
         desk,
-        _artifact(stage, method, options, dataset, settings, ids),
+        _artifact(stage, method, options, dataset, {**settings, "split": split}, ids),
         "sal",
         options.out / "runs" / f"{stage}-{options.data}",
         make=lambda scratch: method(desk.recipe, scratch),
@@ -105,7 +110,7 @@ def _artifact(
         title=f"Saliency maps of {method.card.name}, trained on {options.data}",
         method=method.card,
         trained_on=[TrainedOn(dataset=options.data, images=images, supervision=method.supervision)],
-        settings={**settings, "split": options.split, "limit": options.limit},
+        settings={**settings, "limit": options.limit},
         options=options,
         image_ids=ids,
     )

@@ -132,9 +132,17 @@ def test_stages_are_found_in_the_tree(tmp_path: Path) -> None:
     assert stages["one"].module == "stages.one"
 
 
+def test_a_stage_without_method_files_may_have_a_method() -> None:
+    family, method = find_stage("ssnet").load()
+    assert method is family.Method
+    assert {"published", "shapes"} <= method.recipes.keys()
+    assert find_stage("pseudo").load()[1] is None
+    assert find_stage("sod-poolnet").load()[1].__module__ == "stages.sod.poolnet"
+
+
 def test_every_stage_has_a_title_and_a_near_name_is_suggested() -> None:
     stages = all_stages(ROOT)
-    assert {"sod-poolnet", "cam-cam", "pseudo", "seg-deeplabv2"} <= set(stages)
+    assert {"sod-poolnet", "cam-cam", "pseudo", "seg-deeplabv2", "ssnet"} <= set(stages)
     assert all(stage.title != name for name, stage in stages.items())
     with pytest.raises(UsageError, match="Did you mean 'sod-poolnet'"):
         find_stage("sod-poolnett")

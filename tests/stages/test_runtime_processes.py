@@ -151,6 +151,7 @@ nn.init.constant_(network.weight, rank + 7.0)
 d.share_state(network)
 assert network.weight.item() == 7.0
 assert d.on_main(lambda: f"from {d.rank()}") == "from 0"
+assert d.gathered({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
 
 def fail():
     raise UsageError("said once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conformance import conformance
 from PIL import Image
 from references import checkpoint
+from safetensors.torch import load_file
 
+from stages import seg
+from stages.runtime.densecrf import DEEPLAB, SSNET, densecrf
 from stages.runtime.images import caffe_bgr
+from stages.seg._measure import Crf
 from stages.seg.deeplabv2 import (
     IGNORE,
     MEAN_BGR,
@@ -24,7 +30,11 @@ from stages.seg.deeplabv2 import (
     scale_losses,
     shrink_label,
 )
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.keyfolder import read_manifest
+from wsssbed_hub.manifest import Entry, Result
+from wsssbed_hub.metrics import SegmentationScore
+from wsssbed_hub.targets import open_target
 
 
 @pytest.mark.parametrize("old", [(321, 321), (40, 65), (7, 9)])
@@ -157,3 +167,132 @@ def test_logits_have_the_size_of_the_image() -> None:
     with torch.inference_mode():
         logits = method.logits(network, np.zeros((33, 47, 3), np.uint8))
     assert (logits.shape, logits.dtype) == ((4, 33, 47), torch.float32)
+
+
+KEY = "weights/seg-deeplabv2-ground-truth"
+WEIGHTS = "shapes/1.0.0/model.safetensors"
+
+
+def train(shapes: Path, out: Path, **options: Any) -> Entry:
+    """Two steps of training, then the measurement; what the manifest says of it."""
+    common: dict[str, Any] = {"target": "shapes", "data_root": shapes, "out": out}
+    common |= {"labels": "ground-truth", "recipe": "shapes", "device": "cpu", "workers": 0}
+    # A small rate: two steps at the recipe's say background everywhere.
+    common |= {"steps": 2, "batch_size": 2, "set": ["learning_rate=1e-5"]}
+    wanted = seg.Options(**common | options)
+    seg.run("seg-deeplabv2", Method, wanted)
+    suffix = "" if wanted.seeds is None else f"-seed{wanted.seeds[-1]}"
+    return read_manifest(out / (KEY + suffix)).entry(wanted.version, "shapes")
+
+
+def means(entry: Entry) -> list[Result]:
+    return [result for result in entry.results if result.metric == "mIoU"]
+
+
+def measured(shapes: Path, weights: Path, crf: bool) -> SegmentationScore:
+    """The score of stored weights, with the CRF of the published configuration written out."""
+    target = open_target("shapes", shapes)
+    method = Method(RECIPES["shapes"], Path(), target.num_classes)
+    network = method.build()
+    network.load_state_dict(load_file(weights))
+    network.eval()
+    score, truth = SegmentationScore(target.num_classes), target.ground_truth("val")
+    for image_id in target.image_ids("val"):
+        rgb = target.read_image(image_id)
+        with torch.inference_mode():
+            scores = method.logits(network, rgb)
+        if crf:
+            bgr = np.stack([rgb[..., channel] for channel in (2, 1, 0)], -1)
+            scores = densecrf(torch.softmax(scores, 0), bgr, DEEPLAB)
+        score.add(scores.argmax(0).numpy().astype(np.uint8), truth.read(image_id), image_id)
+    return score
+
+
+def test_the_manifest_states_miou_without_and_with_crf(shapes: Path, tmp_path: Path) -> None:
+    entry = train(shapes, tmp_path, crf="deeplab")
+    plain, refined = (measured(shapes, tmp_path / KEY / WEIGHTS, crf) for crf in (False, True))
+    assert plain.mean_iou() != refined.mean_iou()
+    stated = [(result.value, result.crf, result.note) for result in means(entry)]
+    assert stated == [
+        (plain.mean_iou(), False, None),
+        (refined.mean_iou(), True, "CRF deeplab"),
+    ]
+    background = [result for result in entry.results if result.metric == "IoU background"]
+    assert [result.value for result in background] == [plain.class_iou[0], refined.class_iou[0]]
+    result = json.loads(
+        (tmp_path / "runs/seg-deeplabv2-shapes-ground-truth/result.json").read_text()
+    )
+    assert result["miou"]["mean"] == plain.mean_iou()
+    assert result["crf"]["miou"]["mean"] == refined.mean_iou()
+    assert (result["crf"]["preset"], result["crf"]["image"]) == ("deeplab", "BGR")
+    assert result["seeds"]["0"]["crf"]["images"] == 4
+
+
+def test_on_shapes_there_is_no_crf_unless_asked_for(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert [result.crf for result in means(train(shapes, tmp_path))] == [False]
+    with pytest.raises(HubError, match=r"other settings.*crf"):
+        train(shapes, tmp_path, crf="ssnet")
+    capsys.readouterr()
+    later = train(shapes, tmp_path, crf="ssnet", version="1.1.0")
+    said = capsys.readouterr().err
+    assert "trained before" in said
+    assert f"{means(later)[1].value:.4f} with CRF ssnet on shapes val" in said
+    assert [result.crf for result in means(later)] == [False, True]
+    capsys.readouterr()
+    train(shapes, tmp_path, crf="ssnet", version="1.2.0")
+    assert "measuring" not in capsys.readouterr().err  # the score was kept
+
+
+def test_several_seeds_and_threads(shapes: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        entry = train(shapes, tmp_path, crf="deeplab", seeds="0,1", workers=2)
+        assert torch.get_num_threads() == 2  # what the CRF's threads take is theirs alone
+    finally:
+        torch.set_num_threads(threads)
+    values = [
+        measured(shapes, tmp_path / f"{KEY}-seed{seed}" / WEIGHTS, crf=True).mean_iou()
+        for seed in (0, 1)
+    ]
+    mean, own = (result for result in means(entry) if result.crf)
+    assert (mean.value, mean.seeds) == (pytest.approx(sum(values) / 2), [0, 1])
+    assert mean.note == "mean of 2 seeds, CRF deeplab"
+    assert (own.value, own.seeds) == (values[1], [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("deplab", "Did you mean 'deeplab'"), ("", "Choose one of deeplab, ssnet"), ("no", "or none")],
+)
+def test_unknown_crf(name: str, message: str, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(shapes, tmp_path, crf=name)
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_voc_is_measured_with_crf_and_coco_without() -> None:
+    """run_voc2012.sh of the benchmark's release, and run_coco2014.sh with ``--wo_crf``."""
+    published = Method.published_crf
+    assert (published.get("voc12"), published.get("coco14")) == ("deeplab", None)
+
+
+def test_each_preset_gets_the_image_in_its_published_order() -> None:
+    inputs, _ = conformance.load("densecrf")
+    rgb = inputs["rgb1"]
+    torch.manual_seed(0)
+    rough = torch.randn(1, 4, 9, 12)
+    logits = torch.nn.functional.interpolate(rough, rgb.shape[:2], mode="bilinear")[0]
+    for preset, settings, channels in (
+        ("deeplab", DEEPLAB, (2, 1, 0)),
+        ("ssnet", SSNET, (0, 1, 2)),
+    ):
+        image = np.stack([rgb[..., channel] for channel in channels], -1)
+        expected = densecrf(logits.softmax(0), image, settings).argmax(0)
+        crf = Crf.of(preset)
+        assert crf is not None
+        np.testing.assert_array_equal(crf.labels(logits, rgb), expected)
+        other = densecrf(logits.softmax(0), image[..., ::-1], settings).argmax(0)
+        assert (other != expected).any()  # or this test could not tell
