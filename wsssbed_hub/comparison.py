@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wsssbed_hub.curves import ThresholdCurve, threshold_curve
 from wsssbed_hub.digests import list_digest
 from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.evaluation import Foreground, score_saliency
+from wsssbed_hub.evaluation import Foreground, score_labels, score_saliency
 from wsssbed_hub.keys import Key
 from wsssbed_hub.labelling import resolve_threshold
 from wsssbed_hub.labels import pseudo_label
-from wsssbed_hub.manifest import Chosen, Manifest, Threshold
+from wsssbed_hub.manifest import Manifest, Threshold
+from wsssbed_hub.networks import Network, find_networks
 from wsssbed_hub.reader import Maps
 from wsssbed_hub.registry import open_registry
 from wsssbed_hub.report import (
     Node,
+    OwnLabelScore,
     Report,
     Row,
     SaliencyScore,
     SegmentationScore,
     choose_images,
     make_gallery,
+    own_label_score,
     provenance_tree,
     row_of,
     saliency_score,
-    segmentation_score,
 )
 from wsssbed_hub.report.gallery import Readable
 from wsssbed_hub.targets import open_target
@@ -78,11 +81,27 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class OwnLabels:
+    """Labels that were made elsewhere, and what they are worth."""
+
+    maps: Maps
+    score: OwnLabelScore
+
+    @property
+    def name(self) -> str:
+        return self.maps.key or self.maps.name
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """One activation map with several saliency maps, measured on one split of a target."""
+    """One activation map with several saliency maps, measured on one split of a target.
+
+    ``labels`` are further labels, from whatever they were made, measured on the same images.
+    """
 
     cam: Maps
     pairs: list[Pair]
+    labels: list[OwnLabels]
     target: Target
     split: str
     images: int
@@ -92,6 +111,7 @@ class Comparison:
 def compare(
     cam: Maps,
     sals: Sequence[Maps],
+    labels: Sequence[Maps] = (),
     *,
     target: str,
     data_root: Path,
@@ -103,14 +123,14 @@ def compare(
 ) -> Comparison:
     """The curve of ``cam`` with each of ``sals``, or without saliency if there are none.
 
-    ``saliency_quality`` also scores each saliency map against the objects of the ground truth.
-    ``progress(images, of)`` as it goes. Raises HubError for a dataset, images or maps that are
-    missing or do not fit, UsageError for the settings.
+    ``labels`` are scored as they are. ``saliency_quality`` also scores each saliency map against
+    the objects of the ground truth. ``progress(images, of)`` as it goes. Raises HubError for a
+    dataset, images or maps that are missing or do not fit, UsageError for the settings.
     """
     dataset = open_target(target, data_root)
     truth = dataset.ground_truth(split)
     count = len(truth.image_ids)
-    passes = max(1, len(sals)) + (len(sals) if saliency_quality else 0)
+    passes = max(1, len(sals)) + (len(sals) if saliency_quality else 0) + len(labels)
     done = 0
 
     def advance(images: int, of: int) -> None:
@@ -137,7 +157,15 @@ def compare(
             )
             done += 1
         pairs.append(Pair(sal, curve, _published(cam, saliency=sal is not None), quality))
-    return Comparison(cam, pairs, dataset, split, count, list_digest(truth.image_ids))
+    ids = list_digest(truth.image_ids)
+    own = []
+    for maps in labels:
+        score = score_labels(
+            maps, truth, num_classes=dataset.num_classes, undecided=True, progress=advance
+        )
+        own.append(OwnLabels(maps, own_label_score(score, split, ids)))
+        done += 1
+    return Comparison(cam, pairs, own, dataset, split, count, ids)
 
 
 def _published(cam: Maps, *, saliency: bool) -> Threshold | None:
@@ -145,24 +173,6 @@ def _published(cam: Maps, *, saliency: bool) -> Threshold | None:
         return resolve_threshold(cam.key, saliency=saliency)
     except UsageError:  # nothing was published for labels of this kind
         return None
-
-
-class _Network(NamedTuple):
-    """A trained segmentation network: what it was trained on, and its score."""
-
-    labels: Chosen | None
-    """None where their manifest is not at hand."""
-    on_truth: bool
-    score: SegmentationScore
-
-    def is_of(self, pair: Pair) -> bool:
-        """Whether its labels were made from the saliency map of ``pair``, by content."""
-        made = self.labels.entry.provenance if self.labels else None
-        if made is None:
-            return False
-        digests = [item.digest for item in made.made_from if item.role == "sal"]
-        mine = [] if pair.sal is None else [pair.sal.content or pair.sal.digest()]
-        return digests == mine
 
 
 def make_report(
@@ -174,16 +184,18 @@ def make_report(
 ) -> Report:
     """The report of a comparison; ``segmentation`` are keys of trained networks in ``registry``.
 
-    A network belongs to the row of the saliency map that its labels were made from; one that was
-    trained on the ground truth gets a row of its own. ``images`` of the split make the gallery.
-    Raises UsageError for unknown keys, HubError for a network that belongs to no row.
+    A network belongs to the row of the saliency map that its labels were made from, or of the
+    labels themselves; one that was trained on the ground truth, or on no labels of pixels, gets a
+    row of its own. ``images`` of the split make the gallery. Raises UsageError for unknown keys,
+    HubError for a network that belongs to no row.
     """
     maps = [compared.cam, *(pair.sal for pair in compared.pairs if pair.sal is not None)]
+    maps += [own.maps for own in compared.labels]
     names = [*(one.key for one in maps if one.key is not None), *segmentation]
     # Maps in folders of one's own have no key, and then no registry is needed.
     place = open_registry(registry) if names else None
-    networks = {key: _network(place, key, compared) for key in segmentation if place}
     target = compared.target
+    networks = find_networks(place, segmentation, target) if place else {}
     chosen = choose_images(target, target.image_ids(compared.split), images) if images else []
     return Report(
         title=f"Saliency maps compared on {target.name}",
@@ -197,31 +209,47 @@ def make_report(
     )
 
 
-def _rows(compared: Comparison, networks: Mapping[str, _Network]) -> list[Row]:
-    """One row for each saliency map, and one for a network that learnt from the ground truth."""
+def _rows(compared: Comparison, networks: Mapping[str, Network]) -> list[Row]:
+    """One row for each saliency map, for labels made elsewhere, and for networks of neither."""
     left = dict(networks)
+    digest = cache(_digest)
     rows = []
     for pair in compared.pairs:
-        own = next((key for key, network in left.items() if network.is_of(pair)), None)
-        rows.append(pair.row(compared, None if own is None else left.pop(own).score))
-    for key, network in left.items():
-        if not network.on_truth:
+        its = [
+            name
+            for name, one in left.items()
+            if one.learnt_from(digest(compared.cam), None if pair.sal is None else digest(pair.sal))
+        ]
+        rows.append(pair.row(compared, left.pop(its[0]).score if its else None))
+    activations = rows[0].activations
+    for own in compared.labels:
+        its = [name for name, one in left.items() if one.learnt(digest(own.maps))]
+        row = Row(name=own.name, role="labels", activations=activations, own=own.score)
+        rows.append(_with(row, left.pop(its[0]) if its else None))
+    for name, network in left.items():
+        if network.on_truth:
+            row = Row(name="ground truth", role="ground truth", activations=activations)
+        elif network.label is None:
+            row = Row(name=network.name, role="network", activations=activations)
+        else:
             raise HubError(
-                f"{key} was trained on labels of none of these saliency maps, or is the second of "
-                "one. Name the saliency map with --sal, and one network for each."
+                f"{name} was trained on labels of none of these saliency maps, nor on any of "
+                "--labels, or is the second of one. Name the saliency map with --sal, or the "
+                "labels with --labels, and one network for each."
             )
-        rows.append(
-            Row(
-                name="ground truth",
-                role="ground truth",
-                activations=rows[0].activations,
-                segmentation=network.score,
-            )
-        )
+        rows.append(_with(row, network))
     return rows
 
 
-def _settings(compared: Comparison, networks: Sequence[_Network]) -> dict[str, str]:
+def _digest(maps: Maps) -> str:
+    return maps.content or maps.digest()
+
+
+def _with(row: Row, network: Network | None) -> Row:
+    return row.model_copy(update={"segmentation": network.score if network else None})
+
+
+def _settings(compared: Comparison, networks: Sequence[Network]) -> dict[str, str]:
     """What was run, in words."""
     first, split = compared.pairs[0], f"{compared.target.name} {compared.split}"
     saliency = first.curve.sal_threshold
@@ -236,39 +264,9 @@ def _settings(compared: Comparison, networks: Sequence[_Network]) -> dict[str, s
         "salient": "not used" if saliency is None else f"saliency > {saliency:g}",
         "rule": first.curve.rule,
     }
+    if compared.labels:
+        said["own labels"] = ", ".join(own.name for own in compared.labels)
     return said | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
-
-
-def _network(place: Registry, text: str, compared: Comparison) -> _Network:
-    key = Key.parse(text)
-    if key.kind != "weights":
-        raise UsageError(f"{text} does not name a trained network. Their keys begin with weights/.")
-    manifest = place.find(key)
-    chosen = manifest.choose(compared.target.name, key.version)
-    means = [result for result in chosen.entry.results if result.metric == "mIoU"]
-    if not means:
-        raise HubError(f"{text}: its manifest states no mIoU.")
-    score = segmentation_score(means[0], manifest.method.name, _per_class(chosen, compared))
-    on_truth = any(item.supervision == "pixel masks" for item in manifest.trained_on)
-    return _Network(_labels_of(place, chosen), on_truth, score)
-
-
-def _per_class(chosen: Chosen, compared: Comparison) -> list[float | None]:
-    """IoU of each class, background first, as the manifest's results state them."""
-    stated = {result.metric: result.value for result in chosen.entry.results}
-    names = ("background", *compared.target.classes)
-    values = [stated.get(f"IoU {name}") for name in names]
-    return values if any(value is not None for value in values) else []
-
-
-def _labels_of(place: Registry, chosen: Chosen) -> Chosen | None:
-    """The published labels that a network was trained on; None if it was something else."""
-    made = chosen.entry.provenance
-    for item in made.made_from if made else ():
-        if item.role == "label" and item.key is not None:
-            key = Key.parse(item.key)
-            return place.find(key).choose(chosen.target, key.version)
-    return None
 
 
 def _trees(place: Registry, names: Sequence[str], target: str) -> list[Node]:
@@ -296,6 +294,7 @@ def _columns(compared: Comparison) -> list[tuple[str, Readable]]:
     for pair in compared.pairs:
         tau = pair.published.tau if pair.published else pair.curve.best_tau()
         columns.append((f"labels, {pair.name}, tau {tau:.3g}", _Labelled(compared.cam, pair, tau)))
+    columns += [(own.name, own.maps) for own in compared.labels]
     columns.append(("ground truth", compared.target.ground_truth(compared.split)))
     return columns
 

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ TARGET = "shapes"
 SOD_DATASETS = ("shapes-small", "shapes")  # the same pictures' worth of saliency, few and many
 GROUND_TRUTH = "ground-truth"
 CAM = "cam/cam"
+SSNET = "ssnet"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ QUICK = Scale(
         "sod-poolnet": ("--steps", "20"),
         "cam-cam": ("--steps", "20"),
         "seg-deeplabv2": ("--steps", "20"),
+        SSNET: ("--steps", "20"),
     },
 )
 
@@ -63,8 +65,8 @@ class Step:
         return [sys.executable, "-m", module, *self.words]
 
 
-def steps(folder: Path, scale: Scale, seed: int) -> Iterator[Step]:
-    """The demo below ``folder``, in order."""
+def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) -> Iterator[Step]:
+    """The demo below ``folder``, in order; with ``extra`` methods (``SSNET``) before the report."""
     data, out, registry = folder / "data", folder / "artifacts", folder / "registry"
     pulled = folder / "pulled"
     rooted = ("--data-root", str(data))
@@ -108,14 +110,22 @@ def steps(folder: Path, scale: Scale, seed: int) -> Iterator[Step]:
         f"weights/seg-deeplabv2-{name.removeprefix('label/')}" for name in (*labels, GROUND_TRUTH)
     ]
     yield from publish(*networks)
-    options = [word for key in sals for word in ("--sal", key)]
-    options += [word for key in networks for word in ("--segmentation", key)]
+    shown = [("--sal", key) for key in sals]
+    if SSNET in extra:
+        name = f"{SSNET}-{SOD_DATASETS[-1]}"
+        title = "train SSNet for saliency and segmentation at once, write its maps and labels"
+        yield stage(title, SSNET, "--data", SOD_DATASETS[-1])
+        yield from share(f"sal/{name}", f"label/{name}")
+        yield from publish(f"weights/{name}")
+        shown += [("--sal", f"sal/{name}"), ("--labels", f"label/{name}")]
+        networks.append(f"weights/{name}")
+    shown += [("--segmentation", key) for key in networks]
     yield hub(
         "compare",
         "report",
         "--cam",
         CAM,
-        *options,
+        *(word for pair in shown for word in pair),
         "--target",
         TARGET,
         *rooted,
@@ -126,12 +136,18 @@ def steps(folder: Path, scale: Scale, seed: int) -> Iterator[Step]:
     )
 
 
-def run(folder: Path, scale: Scale, seed: int, say: Callable[[str], None]) -> None:
-    """Run every step; ``say`` prints the headings.
+def run(
+    folder: Path,
+    scale: Scale,
+    seed: int,
+    say: Callable[[str], None],
+    extra: Collection[str] = (),
+) -> None:
+    """Run every step, also those of ``extra`` methods; ``say`` prints the headings.
 
     Raises HubError at the first step that fails; run it again to go on from there.
     """
-    todo = list(steps(folder, scale, seed))
+    todo = list(steps(folder, scale, seed, extra))
     environment = os.environ | {"WSSSBED_CACHE": str(folder / "cache")}
     begin = time.monotonic()
     for number, step in enumerate(todo, start=1):

@@ -44,7 +44,8 @@ class Published:
     saliency: bool
 
 
-# Table 6 of the WSSS-BED paper; EPS and L2G already learnt from saliency maps (Section 3.2).
+# Table 6 of the WSSS-BED paper, on VOC 2012; the release's scripts for COCO 2014 (of CAM, DRS, EPS
+# and L2G) have the same. EPS and L2G already learnt from saliency maps (Section 3.2).
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
     {
         "cam": Published(0.1, saliency=True),

@@ -21,7 +21,7 @@ from wsssbed_hub.labels import pseudo_label
 from wsssbed_hub.manifest import Result
 from wsssbed_hub.metrics import SegmentationScore
 from wsssbed_hub.report import Report, row_of, saliency_score, segmentation_score
-from wsssbed_hub.report.data import MOST, printable
+from wsssbed_hub.words import MOST, printable
 
 
 def test_json_and_back():

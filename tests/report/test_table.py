@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports import BAD, GOOD, basis, full_report, labels, network, quality, row
+from reports import BAD, GOOD, basis, full_report, labels, network, own_labels, quality, row
 
 from wsssbed_hub.report import Report, Row
 from wsssbed_hub.report.table import NOTHING, Table, class_table, results_table
@@ -49,6 +49,36 @@ def test_columns_of_nothing_are_left_out():
     table = table_of(row("a", quality(0.1, None, None), 0.7), row("b", None, 0.6))
     assert {c.group for c in table.columns} == {"Saliency", "Labels, published tau 0.100"}
     assert [c.title for c in table.columns if c.group == "Saliency"] == ["MAE"]
+
+
+def test_labels_made_elsewhere_have_a_column_of_their_own():
+    pair = row("a", GOOD, 0.6, 0.7, network(0.61)), row("b", BAD, 0.5, 0.6, network(0.57))
+    whole = table_of(*pair, own_labels("label/x", 0.72, 1.0, network(0.65)))
+    assert [c.title for c in whole.columns if c.group == "Labels, own"] == ["mIoU"]
+    own = column(whole, "Labels, own", "mIoU")
+    assert [cell.text for cell in own] == [NOTHING, NOTHING, "72.0"]
+    assert column(whole, "Labels, best tau", "mIoU")[2].text == NOTHING
+    assert [c.best for c in column(whole, "Segmentation", "mIoU")] == [False, False, True]
+    assert [line.role for line in whole.sections[0].lines] == ["", "", "own labels"]
+    assert any("made elsewhere" in text and "train (3 images" in text for _, text in whole.notes)
+
+    partly = table_of(*pair, own_labels("label/x", 0.72, 0.9, None))
+    said = {c.title: column(partly, "Labels, own", c.title)[2].text for c in partly.columns[-4:-1]}
+    assert said == {"mIoU": "72.0", "labelled": "73.0", "coverage": "90.0"}
+
+
+def test_classes_of_labels_made_elsewhere():
+    report = Report(
+        title="t",
+        target="shapes",
+        classes=["disc", "star"],
+        rows=[own_labels("label/x", 0.72, 1.0, None)],
+    )
+    table = class_table(report)
+    assert table is not None
+    assert [(c.group, c.title) for c in table.columns] == [("Labels, own", "label/x")]
+    texts = [line.cells[0].text for line in table.sections[0].lines]
+    assert texts == ["90.0", NOTHING, "72.0", "72.0"]
 
 
 def test_taus_that_differ_stand_in_a_column():

@@ -120,7 +120,7 @@ def demo(
 ) -> None:
     """Run the whole benchmark on a synthetic dataset, from images to mIoU, with a report.
 
-    It needs the extra `stages` and about 10 minutes on two cores; with SSNet, MINUTES more. Stopped,
+    It needs the extra `stages` and about 10 minutes on two cores, a few more with SSNet. Stopped,
     it goes on where it was.
     """
     from wsssbed_hub.demo import FULL, QUICK, run

@@ -5,27 +5,35 @@
 ``curves_png`` and ``Report.dump`` show it.
 """
 
-from wsssbed_hub.report.build import label_score, row_of, saliency_score, segmentation_score
+from wsssbed_hub.report.build import (
+    label_score,
+    own_label_score,
+    row_of,
+    saliency_score,
+    segmentation_score,
+)
 from wsssbed_hub.report.data import (
     Basis,
     LabelScore,
-    Node,
+    OwnLabelScore,
     Report,
     Row,
     SaliencyScore,
     SegmentationScore,
 )
 from wsssbed_hub.report.finding import find
-from wsssbed_hub.report.gallery import choose_images, make_gallery, thumbnail_gallery
+from wsssbed_hub.report.gallery import choose_images, make_gallery
 from wsssbed_hub.report.html import render_html, write_html
 from wsssbed_hub.report.plots import curves_png
-from wsssbed_hub.report.provenance import provenance_tree
 from wsssbed_hub.report.text import markdown, terminal_table
+from wsssbed_hub.report.thumbnails import thumbnail_gallery
+from wsssbed_hub.tree import Node, provenance_tree
 
 __all__ = [
     "Basis",
     "LabelScore",
     "Node",
+    "OwnLabelScore",
     "Report",
     "Row",
     "SaliencyScore",
@@ -36,6 +44,7 @@ __all__ = [
     "label_score",
     "make_gallery",
     "markdown",
+    "own_label_score",
     "provenance_tree",
     "render_html",
     "row_of",

@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from wsssbed_hub.manifest import Result, Threshold
-from wsssbed_hub.metrics import class_iou, or_none
+from wsssbed_hub.metrics import class_iou, mean_iou, or_none
 from wsssbed_hub.report.data import (
     Basis,
     Curve,
     LabelScore,
+    OwnLabelScore,
     Row,
     SaliencyScore,
     SegmentationScore,
 )
 
 if TYPE_CHECKING:
+    from wsssbed_hub import metrics
     from wsssbed_hub.curves import ThresholdCurve
+
+MIOU = "mIoU"  # what results call it
 
 
 def label_score(
@@ -43,6 +47,19 @@ def label_score(
             image_list=image_list,
             details={"rule": curve.rule, "saliency": saliency},
         ),
+    )
+
+
+def own_label_score(
+    score: metrics.SegmentationScore, split: str, image_list: str | None = None
+) -> OwnLabelScore:
+    """Labels that were made elsewhere; ``score`` counts 255 as missed, over all of ``split``."""
+    return OwnLabelScore(
+        miou_ignored_missed=or_none(score.mean_iou()),
+        miou=or_none(float(mean_iou(score.confusion))),
+        coverage=or_none(score.coverage),
+        per_class=[or_none(value) for value in score.class_iou],
+        basis=Basis(split=split, images=score.images, image_list=image_list),
     )
 
 

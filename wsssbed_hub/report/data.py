@@ -8,31 +8,15 @@ the direction of writing are dropped here, and each renderer escapes the rest.
 from __future__ import annotations
 
 import base64
-import unicodedata
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from wsssbed_hub.manifest import Digest, Model, Threshold
+from wsssbed_hub.tree import Node
+from wsssbed_hub.words import Words
 
-MOST = 4000  # characters of one text
-
-
-def printable(text: str) -> str:
-    """``text`` on one line, without control and format characters (Unicode Cc, Cf, Cs, Zl, Zp),
-    cut short after ``MOST`` characters."""
-    kept = (
-        " " if letter in "\n\r\t" else letter
-        for letter in text
-        if letter in "\n\r\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    )
-    line = "".join(kept)
-    return line if len(line) <= MOST else line[: MOST - 1] + "…"
-
-
-Words = Annotated[str, AfterValidator(printable)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Maybe = Share | None
 
@@ -58,20 +42,25 @@ class SaliencyScore(Model):
     basis: Basis
 
 
-class LabelScore(Model):
-    """Pseudo labels at one tau against the ground truth (see ``wsssbed_hub.curves``).
+class OwnLabelScore(Model):
+    """Pseudo labels as they are against the ground truth: no tau that we know of made them.
 
     ``miou_ignored_missed`` counts ignored pixels as misses: this is the number that labels are
     compared by. ``miou`` is over the labelled pixels alone, ``coverage`` their share.
     ``per_class`` are the IoU behind ``miou_ignored_missed``, background first.
     """
 
-    threshold: Threshold
     miou_ignored_missed: Maybe = None
     miou: Maybe = None
     coverage: Maybe = None
     per_class: list[Maybe] = Field(default_factory=list)
     basis: Basis
+
+
+class LabelScore(OwnLabelScore):
+    """The same of labels at one tau (see ``wsssbed_hub.curves``)."""
+
+    threshold: Threshold
 
 
 class SegmentationScore(Model):
@@ -95,19 +84,22 @@ class Curve(Model):
 
 
 class Row(Model):
-    """One line of the results: labels made from one saliency map, from none, or given by people.
+    """One line of the results: labels made from one saliency map, from none, made elsewhere (role
+    ``labels``), or given by people; or a network that learnt without such labels.
 
     Rows with equal ``activations`` are compared with each other; for a method that is trained
     with saliency maps this is the method's name, not one key. ``fixed`` are the labels at a tau
-    that no ground truth chose (published default or given), ``best`` those at the best tau.
+    that no ground truth chose (published default or given), ``best`` those at the best tau,
+    ``own`` labels that were made elsewhere.
     """
 
     name: Words
-    role: Literal["saliency", "no saliency", "ground truth"] = "saliency"
+    role: Literal["saliency", "no saliency", "labels", "network", "ground truth"] = "saliency"
     activations: Words = ""
     saliency: SaliencyScore | None = None
     fixed: LabelScore | None = None
     best: LabelScore | None = None
+    own: OwnLabelScore | None = None
     curve: Curve | None = None
     segmentation: SegmentationScore | None = None
 
@@ -163,31 +155,6 @@ class Gallery(Model):
             2 if any(len(row.cells[column]) > 1 for row in self.rows) else 1
             for column in range(len(self.columns))
         ]
-
-
-class Link(Model):
-    """Where to read more. Rendered as a link only if it is http(s)."""
-
-    text: Words
-    url: Words
-
-
-class Node(Model):
-    """An artifact or a file in the provenance tree: what it is and what it was made from."""
-
-    role: Words
-    name: Words
-    target: Words | None = None
-    digest: Digest | None = None
-    facts: dict[Words, Words] = Field(default_factory=dict)
-    links: list[Link] = Field(default_factory=list)
-    made_from: list[Node] = Field(default_factory=list)
-
-    def walk(self) -> Iterator[Node]:
-        """This node and everything below it."""
-        yield self
-        for node in self.made_from:
-            yield from node.walk()
 
 
 class Report(Model):

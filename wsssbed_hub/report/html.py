@@ -38,7 +38,7 @@ def write_html(report: Report, path: Path) -> None:
 def render_html(report: Report) -> str:
     """The report as a page. The same report gives the same text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("wsssbed_hub", "report"),
@@ -49,6 +49,7 @@ def render_html(report: Report) -> str:
     )
     environment.filters["short_digest"] = short_digest
     environment.filters["web_address"] = web_address
+    environment.filters["breakable"] = lambda text: escape(text).replace("@", Markup("<wbr>@"))
     script = _source(environment, "script.html")
     curves = [
         (name, series, [Markup(plots.panel_svg(series, panel)) for panel in plots.PANELS])

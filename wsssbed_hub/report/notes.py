@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import ascii_lowercase
 
-from wsssbed_hub.report.data import Basis, LabelScore, Report, Row, SaliencyScore, SegmentationScore
+from wsssbed_hub.report.data import (
+    Basis,
+    OwnLabelScore,
+    Report,
+    Row,
+    SaliencyScore,
+    SegmentationScore,
+)
 
 TAU_WORDS = {"curve": "best", "published": "published", "given": "given"}
 _GROUPS = {
     "saliency": ("saliency",),
     "labels": ("fixed", "best"),
+    "own": ("own",),
     "segmentation": ("segmentation",),
 }
 GROUP_OF = {part: group for group, parts in _GROUPS.items() for part in parts}
@@ -41,6 +49,8 @@ class Notes:
             text = "Mean absolute error, maximum F-measure (β² = 0.3), S-measure, as fractions."
         elif group == "labels":
             text = self._labels()
+        elif group == "own":
+            text = "Labels that were made elsewhere, as they are, against the ground truth."
         else:
             text = "Mean intersection over union" + _trained_on(self._rows)
         return self._mark(f"{text} {measured[0]}" if len(measured) == 1 else text)
@@ -100,7 +110,7 @@ def _trained_on(rows: Sequence[Row]) -> str:
     return f" of a network trained on the labels at tau: {each}."
 
 
-def _measured(score: SaliencyScore | LabelScore | SegmentationScore) -> str:
+def _measured(score: SaliencyScore | OwnLabelScore | SegmentationScore) -> str:
     seeds = ""
     if isinstance(score, SegmentationScore) and score.seeds:
         listed = ", ".join(map(str, score.seeds))

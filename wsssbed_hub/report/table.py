@@ -10,6 +10,8 @@ from wsssbed_hub.report.finding import fixed_words
 from wsssbed_hub.report.notes import Notes
 
 NOTHING = "–"
+ROLES = {"ground truth": "upper bound", "labels": "own labels", "network": "network"}
+"""What a row is, where its name does not say it."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,15 @@ def _quantities(rows: Sequence[Row]) -> list[_Quantity]:
             _Quantity(Column(group, "labelled", unit="%"), part, "miou", 100, 1),
             _Quantity(Column(group, "coverage", unit="%"), part, "coverage", 100, 1),
         ]
+    own = "Labels, own"
+    quantities.append(
+        _Quantity(Column(own, "mIoU", "↑", "%"), "own", "miou_ignored_missed", 100, 1)
+    )
+    if any(row.own and row.own.coverage != 1 for row in rows):
+        quantities += [
+            _Quantity(Column(own, "labelled", unit="%"), "own", "miou", 100, 1),
+            _Quantity(Column(own, "coverage", unit="%"), "own", "coverage", 100, 1),
+        ]
     return [
         *quantities,
         _Quantity(Column(segmentation, "mIoU", "↑", "%"), "segmentation", "miou", 100, 1),
@@ -173,7 +184,7 @@ def _line(row: Row, plan: Iterable[tuple[_Quantity, str | None, Notes]]) -> Line
         marked = text == best and row.role != "ground truth"
         mark = notes.of_cell(quantity.part, row) if text != NOTHING else ""
         cells.append(Cell(text, error, marked, mark))
-    return Line(row.name, "upper bound" if row.role == "ground truth" else "", tuple(cells))
+    return Line(row.name, ROLES.get(row.role, ""), tuple(cells))
 
 
 def _by_activations(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -194,6 +205,7 @@ def class_table(report: Report) -> Table | None:
     parts = (
         (f"Labels, {fixed_words(report.rows)}", "fixed"),
         ("Labels, best tau", "best"),
+        ("Labels, own", "own"),
         ("Segmentation", "segmentation"),
     )
     several = len({row.activations for row in report.rows} - {""}) > 1
