@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from s3server import S3Server
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as stages/__main__.py; tests share the cores
+# A shell lets what it starts in the background ignore Ctrl-C, and tests send it to their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -349,6 +349,10 @@ def test_prune_on_the_command_line(command: Hub, cache: Path) -> None:
     assert dry.code == 0
     assert "sal/one@1.0.0 over shapes" in dry.out
     assert "sal/two" not in dry.out
+    planned = json.loads(command("cache", "prune", "sal/one", "--dry-run", "--json").out)
+    artifacts = [row for row in planned["rows"] if row["goes"] == "artifact"]
+    assert artifacts[0]["name"] == "sal/one@1.0.0 over shapes"
+    assert sum(row["size"] for row in planned["rows"]) >= planned["frees"] > 0
     refused = command("cache", "prune", "sal/one")
     assert (refused.code, "--yes" in refused.err) == (2, True)
     assert command("cache", "prune", "sal/oen", "--yes").code == 2

@@ -115,7 +115,7 @@ def test_push_under_another_version(hub: Hub, tmp_path: Path) -> None:
         (["verify", "nowhere/at/all"], 2, "neither"),
         (["push", "nowhere"], 1, "manifest"),
         (["list", "--kind", "maps"], 2, "sal"),
-        (["list", "--registry", "hf://datasets/x"], 2, "hf:<namespace>"),
+        (["list", "--registry", "hf://datasets/x"], 2, "hf:NAMESPACE"),
         (["nonsense"], 2, "nonsense"),
     ],
 )

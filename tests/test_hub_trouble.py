@@ -211,6 +211,19 @@ def test_who_may_not(
     trouble(r"does not accept your token. Sign in again")
 
 
+def test_who_publishes_signs_in(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_folder(tmp_path / "key")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(
+        HubError, match="to publish there sign in first: `hf auth login`"
+    ) as refused:
+        HubRegistry("alice").publish(tmp_path / "key")
+    assert refused.value.exit_code == 1
+    assert NAME not in hub.state.repositories
+
+
 def test_what_is_not_there(tmp_path: Path, published: HubRegistry) -> None:
     with pytest.raises(UsageError, match=r"no sal/tset in hf:alice\..*Did you mean 'sal/test'"):
         published.find(Key.parse("sal/tset"))
@@ -224,10 +237,10 @@ def test_what_is_not_there(tmp_path: Path, published: HubRegistry) -> None:
     with pytest.raises(UsageError, match="is empty"):
         published.find(Key.parse("sal/empty"))
     for wrong in ("hf:alice", "hf:", "hf:alice/../x", "hf:a/b/c", "hf:alice/x@"):
-        with pytest.raises(UsageError, match="write hf:<namespace>/<repository>"):
+        with pytest.raises(UsageError, match="write hf:NAMESPACE/REPOSITORY"):
             pull(wrong)
     for wrong in ("alice/sal-test", "", "../x"):
-        with pytest.raises(UsageError, match="a registry on the Hub is hf:<namespace>"):
+        with pytest.raises(UsageError, match="a registry on the Hub is hf:NAMESPACE"):
             pull("sal/test", registry=f"hf:{wrong}")
 
 

@@ -139,6 +139,8 @@ def test_without_the_target_only_the_number_counts(tmp_path: Path) -> None:
     path = tinyvoc.unpacked(S, tmp_path / "given")
     (found,) = Import(path, "sal/x", "voc12", tmp_path / "none").problems()
     assert str(found) == "3 images; voc12 has 10,582"
+    (found,) = Import(path, "sal/x", "coco14", tmp_path / "none").problems()
+    assert str(found) == "3 images; coco14 has 82,081"
     assert Import(path, "sal/x", "elsewhere", tmp_path / "none").problems() == []
 
 
@@ -170,6 +172,27 @@ def test_other_maps_need_another_version(tmp_path: Path, data: Path) -> None:
         Import(other, "sal/x", "shapes", data).write(tmp_path / "key", CARD)
     manifest = Import(other, "sal/x@1.0.1", "shapes", data).write(tmp_path / "key", CARD)
     assert list(manifest.versions) == ["1.0.0", "1.0.1"]
+
+
+def test_other_facts_are_not_passed_over(tmp_path: Path, data: Path) -> None:
+    incoming = Import(tinyvoc.unpacked(S, tmp_path / "1"), "sal/x", "shapes", data)
+    incoming.write(tmp_path / "key", CARD)
+    facts = {"licence": "MIT", "trained_on": parse_trained_on(["duts:pixel masks"])}
+    with pytest.raises(HubError, match=r"with other title, trained_on, licence\. Mend"):
+        incoming.write(tmp_path / "key", Card(CARD.method, **facts))
+    assert read_manifest(tmp_path / "key").licence is None
+    assert incoming.write(tmp_path / "new", Card(CARD.method, **facts)).licence == "MIT"
+
+
+def test_two_targets_in_one_folder(tmp_path: Path, data: Path) -> None:
+    given = tinyvoc.unpacked(S, tmp_path / "1")
+    for target in ("shapes", "elsewhere", "shapes"):
+        card = Card(CARD.method, parse_trained_on([f"{target}:image labels"]), title="T")
+        made = Import(given, "sal/x", target, data).write(tmp_path / "key", card)
+    assert [(item.dataset, item.target) for item in made.trained_on] == [
+        ("shapes", "shapes"),
+        ("elsewhere", "elsewhere"),
+    ]
 
 
 def test_killed_anywhere_it_goes_on(tmp_path: Path, data: Path) -> None:
@@ -230,6 +253,9 @@ def test_the_command_with_errors(tmp_path: Path, data: Path) -> None:
     assert not (tmp_path / "key").exists()
     result = run(*asked, tmp_path / "key", "--data-root", tmp_path / "none")
     assert "nothing could be compared" in result.stderr
+    result = run("import", given, "sal/x", "--target", "shpaes", "--method", "X", "--report-only")
+    assert "No target 'shpaes' is known here" in result.stderr
+    assert "Did you mean 'shapes'?" in result.stderr
 
 
 L = {f"{i}.png": png(np.full(SHAPE, 1 + c[0], np.uint8), "P") for i, c in tinyvoc.IDS.items()}
@@ -337,7 +363,7 @@ def test_what_the_maps_are_worth_goes_into_the_manifest(
     manifest = incoming.write(tmp_path / "key", CARD, results=list(found.values()))
     assert manifest.entry("1.0.0", "shapes").results == list(found.values())
     incoming.write(tmp_path / "bare", CARD)
-    with pytest.raises(HubError, match="without these results"):
+    with pytest.raises(HubError, match="with other results"):
         incoming.write(tmp_path / "bare", CARD, results=list(found.values()))
 
 

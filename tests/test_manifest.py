@@ -254,32 +254,6 @@ def test_latest_and_targets() -> None:
     assert str(several().latest("coco14")) == "1.9.0"
 
 
-def test_merging_adds_and_keeps() -> None:
-    old = parse(raw())
-    new = parse(raw(title="Better words", versions={"1.1.0": {"voc12": entry(version="1.1.0")}}))
-    merged = old.merged(new)
-    assert list(merged.versions) == ["1.0.0", "1.1.0"]
-    assert merged.title == "Better words"
-    assert merged.entry("1.0.0", "voc12") == old.entry("1.0.0", "voc12")
-
-
-def test_merging_what_is_there_changes_nothing() -> None:
-    old = parse(raw())
-    new = parse(raw(title="Other words", versions={"1.0.0": {"voc12": entry(image_list=B)}}))
-    assert old.merged(new) is old
-
-
-def test_a_version_never_changes() -> None:
-    new = parse(raw(versions={"1.0.0": {"voc12": entry(content=B)}}))
-    with pytest.raises(HubError, match=f"{A} there, {B} here. A version never changes"):
-        parse(raw()).merged(new)
-
-
-def test_merging_keeps_keys_apart() -> None:
-    with pytest.raises(HubError, match="sal/vst-msra cannot go where sal/vst-duts"):
-        parse(raw()).merged(parse(raw(key="sal/vst-msra")))
-
-
 def test_the_schema_refuses_what_the_model_refuses() -> None:
     schema = json_schema()
     assert schema["additionalProperties"] is False

@@ -137,6 +137,9 @@ def test_the_index_comes_last(
     missing = command("show", "sal/only-her")
     assert missing.code == 2
     assert f"the index of wsssbed-hub ({index.root}). Did you mean 'sal/only-here'" in missing.err
+    nothing = command("list", "--kind", "weights").err
+    assert nothing.startswith("No artifacts with --kind weights in ")
+    assert f"{a},{b} and the index of wsssbed-hub" in nothing
     rows = json.loads(command("registry", "list", "--json").out)
     assert rows[-1] == {"registry": str(index), "from": "wsssbed-hub"}
     assert [row["registry"] for row in rows[-3:-1]] == [a, b]
@@ -156,6 +159,14 @@ def test_push_goes_to_the_first(
     monkeypatch.setenv("WSSSBED_REGISTRY", f"{b},{a}")
     assert command("push", tmp_path / "new").out == f"sal/new@1.0.0 is in {b}\n"
     assert (b / "wsssbed/sal-new").exists()
+    assert not (a / "wsssbed/sal-new").exists()
+
+
+def test_push_goes_to_one(two: tuple[Path, Path], tmp_path: Path, command: Hub) -> None:
+    a, b = two
+    key_folder(tmp_path / "new", name="new")
+    refused = command("push", tmp_path / "new", "--to", f"{a},{b}")
+    assert (refused.code, "one registry at a time" in refused.err) == (2, True)
     assert not (a / "wsssbed/sal-new").exists()
 
 

@@ -53,6 +53,20 @@ def test_the_protocols_differ_as_described() -> None:
     assert theirs.result()["mae"] == pytest.approx(3 / 4)
 
 
+def test_two_halves_together_are_the_whole() -> None:
+    pairs = [(INPUTS[f"{pair}.pred"], INPUTS[f"{pair}.gt"], pair) for pair in PAIRS]
+    whole, total = SSNetSaliencyScore(), SSNetSaliencyScore()
+    halves = SSNetSaliencyScore(), SSNetSaliencyScore()
+    for number, pair in enumerate(pairs):
+        whole.add(*pair)
+        halves[number % 2].add(*pair)
+    for half in halves:
+        total.merge(half)
+    total.merge(SSNetSaliencyScore())
+    assert total.images == whole.images
+    assert total.result() == pytest.approx(whole.result(), rel=1e-12)  # another order of adding
+
+
 def test_153_lies_below_the_threshold_of_three_fifths() -> None:
     score = SSNetSaliencyScore()
     prediction = np.array([[0, 153, 255]], np.uint8)

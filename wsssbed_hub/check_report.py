@@ -20,7 +20,7 @@ from wsssbed_hub.proving import Proof
 from wsssbed_hub.recomputing import CannotTell
 from wsssbed_hub.report import Report, curves_png, markdown
 from wsssbed_hub.report.text import code, plain
-from wsssbed_hub.words import printable
+from wsssbed_hub.words import count, printable
 
 _SIGNS = {"proved": "proved", "failed": "**FAILED**", "not checked": "not checked"}
 _SCORED = ("mae", "max_f", "s_measure")
@@ -55,12 +55,10 @@ def write(path: Path, checked: Sequence[Checked]) -> list[Path]:
 
 def sentence(checked: Sequence[Checked]) -> str:
     """``2 manifests checked, 1 error, 3 claims not checked``."""
-    manifests = "1 manifest" if len(checked) == 1 else f"{len(checked)} manifests"
     errors, unchecked = sum(c.errors for c in checked), sum(len(c.unchecked) for c in checked)
-    said = f"{manifests} checked, {errors or 'no'} error{'' if errors == 1 else 's'}"
-    if unchecked:
-        said += f", {unchecked} claim{'' if unchecked == 1 else 's'} not checked"
-    return said
+    wrong = count(errors, "error") if errors else "no errors"
+    said = f"{count(len(checked), 'manifest')} checked, {wrong}"
+    return f"{said}, {count(unchecked, 'claim')} not checked" if unchecked else said
 
 
 class _Pictures:

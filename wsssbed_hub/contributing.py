@@ -12,8 +12,9 @@ from wsssbed_hub.files import Progress, expect_trouble, write_whole
 from wsssbed_hub.hub import HubRegistry
 from wsssbed_hub.hub_repository import MAIN
 from wsssbed_hub.hub_trouble import Missing
-from wsssbed_hub.keyfolder import read_manifest
+from wsssbed_hub.keyfolder import MANIFEST, read_manifest
 from wsssbed_hub.manifest import HubSource, Manifest
+from wsssbed_hub.merging import merge
 
 _PLACEHOLDER = HubSource(repo="a/b", commit="0" * 40)  # where the files will be is not known yet
 
@@ -53,7 +54,7 @@ def contribute(
     own = read_manifest(folder)
     path = index / f"{own.key}.yaml"
     old = read_file(path) if path.is_file() else None
-    _check(path, _with_source(own, _PLACEHOLDER))
+    _check(path, _with_source(own, _PLACEHOLDER), folder)
     if pull_request:
         request = _request(folder, own, registry, progress)
         if request is not None:
@@ -61,7 +62,7 @@ def contribute(
     else:
         registry.publish(folder, progress=progress)
     new = _as_published(own, registry)
-    merged = new if old is None else old.merged(new)
+    merged = merge(old, new)
     with expect_trouble(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, merged.dump().encode())
@@ -114,11 +115,14 @@ def _as_published(own: Manifest, registry: HubRegistry) -> Manifest:
     return _with_source(mine, HubSource(repo=repository.name, commit=commit))
 
 
-def _check(path: Path, manifest: Manifest) -> None:
+def _check(path: Path, manifest: Manifest, folder: Path) -> None:
     problems = check_manifest(path, manifest)
     if problems:
         what = "\n".join(f"  {problem}" for problem in problems)
-        raise HubError(f"{manifest.key} is not ready for the index; nothing was published:\n{what}")
+        raise HubError(
+            f"{manifest.key} is not ready for the index; nothing was published:\n{what}\n"
+            f"Mend {folder / MANIFEST} and run it again."
+        )
 
 
 def _with_source(manifest: Manifest, source: HubSource) -> Manifest:

@@ -20,6 +20,7 @@ from wsssbed_hub.files import (
 from wsssbed_hub.keyfolder import MANIFEST, read_manifest, verify_folder
 from wsssbed_hub.keys import KINDS, Key
 from wsssbed_hub.manifest import File, Manifest
+from wsssbed_hub.merging import merge
 from wsssbed_hub.publishing import Plan, Transfer
 from wsssbed_hub.store import copy_checked
 
@@ -63,8 +64,8 @@ class FolderRegistry:
         folder = self._folder(key)
         if not (folder / MANIFEST).exists():
             known = [str(other) for other in self.keys()]
-            near = did_you_mean(str(key.unversioned), known)
-            what = near or f" It has {len(known)} keys; `wsssbed-hub list` shows them."
+            what = f" It has {len(known)} keys; `wsssbed-hub list` shows them." if known else ""
+            what = did_you_mean(str(key.unversioned), known) or what
             raise UsageError(f"There is no {key.unversioned} in {self}.{what}")
         manifest = read_manifest(folder)
         if manifest.parsed_key != key.unversioned:
@@ -96,7 +97,7 @@ class FolderRegistry:
         verify_folder(folder, progress=share(progress, 0, plan.size, 2 * plan.size))
         with expect_trouble(self.root, plan.size), exclusive(place, folder=True):
             old = self.find(plan.key) if (place / MANIFEST).exists() else None
-            merged = plan.manifest if old is None else old.merged(plan.manifest)
+            merged = merge(old, plan.manifest)
             if merged is not old:
                 copied = share(progress, plan.size, plan.size, 2 * plan.size)
                 _copy(folder, place, plan.missing(old), copied)

@@ -33,6 +33,7 @@ from wsssbed_hub.hub_trouble import LONGEST_WAIT, TRIES, Conflict, Missing, Offl
 from wsssbed_hub.keyfolder import MANIFEST, verify_folder
 from wsssbed_hub.keys import HUB, KINDS, Key, Version
 from wsssbed_hub.manifest import MAX_BYTES, File, Manifest, parse_manifest
+from wsssbed_hub.merging import merge
 from wsssbed_hub.parallel import Stop, at_once
 from wsssbed_hub.publishing import Plan, Transfer
 from wsssbed_hub.store import cache_folder
@@ -61,8 +62,8 @@ class HubRegistry:
     def __init__(self, namespace: str, *, repository: str | None = None, revision: str = MAIN):
         if not re.fullmatch(_NAME, namespace, re.ASCII):
             raise UsageError(
-                f"{HUB}{namespace}: a registry on the Hub is {HUB}<namespace>, the name of a "
-                f"user or an organisation. `wsssbed-hub pull {HUB}<namespace>/<repository>` "
+                f"{HUB}{namespace}: a registry on the Hub is {HUB}NAMESPACE, the name of a "
+                f"user or an organisation. `wsssbed-hub pull {HUB}NAMESPACE/REPOSITORY` "
                 "reads one repository."
             )
         self.namespace, self._only, self._revision = namespace, repository, revision
@@ -168,7 +169,7 @@ class HubRegistry:
         sender = _Sender(plan, self.repository(plan.key), progress)
         for attempt in range(TRIES):
             state = self._state(sender.repository, create=True)
-            merged = _merge(state, plan)
+            merged = merge(state.manifest, plan.manifest)
             if merged is state.manifest:
                 break
             try:
@@ -196,7 +197,7 @@ class HubRegistry:
         plan = self._plan(folder, version, progress)
         sender = _Sender(plan, self.repository(plan.key), progress)
         state = self._state(sender.repository, create=False)
-        merged = _merge(state, plan)
+        merged = merge(state.manifest, plan.manifest)
         if merged is state.manifest:
             raise UsageError(f"{sender.repository} holds all of {folder} already.")
         return sender.send(state, merged, pull_request=True)
@@ -293,10 +294,6 @@ class _Sender:
                 self.progress(self.plan.size + sum(self._gone.values()), 2 * self.plan.size)
 
 
-def _merge(state: State, plan: Plan) -> Manifest:
-    return plan.manifest if state.manifest is None else state.manifest.merged(plan.manifest)
-
-
 def _targets(repository: HubRepository, commit: str, version: str) -> set[str]:
     """The targets that a version has at a commit."""
     try:
@@ -315,7 +312,7 @@ def open_repository(address: str) -> tuple[HubRegistry, Key]:
     match = re.fullmatch(rf"hf:({_NAME})/({_NAME})(?:@(.{{1,200}}))?", address, re.ASCII)
     if match is None:
         raise UsageError(
-            f"{address!r}: write {HUB}<namespace>/<repository> with an optional @revision, such "
+            f"{address!r}: write {HUB}NAMESPACE/REPOSITORY with an optional @REVISION, such "
             f"as {HUB}wsssbed/sal-vst-duts@1.0.0."
         )
     namespace, repository, revision = match.groups()

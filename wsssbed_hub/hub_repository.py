@@ -163,8 +163,13 @@ class HubRepository:
             )
 
     def create(self) -> None:
-        """Makes the repository, unless it is there."""
+        """Makes the repository, unless it is there. Raises HubError if nobody is signed in."""
+        from huggingface_hub import get_token
+        from huggingface_hub.errors import LocalTokenNotFoundError
+
         with said_plainly(self.name), _QUIET:
+            if get_token() is None:
+                raise LocalTokenNotFoundError
             patiently(lambda: hub_api().create_repo(self.name, repo_type="dataset", exist_ok=True))
 
     def upload(self, addition: CommitOperationAdd, *, pull_request: bool) -> None:

@@ -135,7 +135,7 @@ def _explain(error: BaseException, name: str) -> HubError | None:
             f"({_clean(str(error)) or type(error).__name__}). Run it again, it goes on."
         )
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return HubError(f"{name}: sign in first: {_SIGN_IN}.")
+        return HubError(f"{name}: to publish there sign in first: {_SIGN_IN}.")
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a file's upload
         return _explain(error.__cause__, name)
     if isinstance(error, RuntimeError | ValueError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsssbed_hub.digests import list_digest
 from wsssbed_hub.errors import HubError, UsageError
@@ -20,6 +21,7 @@ from wsssbed_hub.pngs import PngFolder, PngZip
 from wsssbed_hub.reader import MAP_KINDS
 from wsssbed_hub.recomputing import FAST_MEASURES
 from wsssbed_hub.targets import open_target
+from wsssbed_hub.words import count
 from wsssbed_hub.writing import write_maps
 
 Advance = Callable[[int, int], None]  # images done, images in all
@@ -121,8 +123,8 @@ class Import:
     ) -> Manifest:
         """The maps as a version of the key in ``folder``; goes on where a killed run stopped.
 
-        Raises HubError if the folder holds another key, or the version with other maps or without
-        ``results``.
+        Raises HubError if the folder holds another key, or the version with other maps, with other
+        facts than ``card`` states, or without ``results``.
         """
         number = self.key.version or Version.parse(version)
         total, done = len(self.maps), 0
@@ -142,25 +144,39 @@ class Import:
             settings=settings,
             progress=advance,
         )
+        facts: dict[str, Any] = {
+            "title": card.title or _title(self.maps.kind, card),
+            "method": card.method,
+            "trained_on": _of_target(card.trained_on, self.goal.name),
+            "trained_with": list(card.trained_with),
+            "licence": card.licence,
+        }
         manifest = complete(
             folder,
             written,
             key=str(self.key.unversioned),
             target=self.goal.name,
             version=str(number),
-            title=card.title or _title(self.maps.kind, card),
-            method=card.method,
-            trained_on=card.trained_on,
-            trained_with=card.trained_with,
-            licence=card.licence,
             results=results,
+            **facts,
         )
+        told = {name: getattr(manifest, name) for name in facts}
+        told["trained_on"] = _of_target(manifest.trained_on, self.goal.name)
+        others = [name for name, fact in facts.items() if told[name] != fact]
         if any(one not in manifest.entry(number, self.goal.name).results for one in results):
+            others.append("results")
+        if others:
             raise HubError(
-                f"{folder} holds {self.key.unversioned}@{number} already, without these results. "
-                "Remove it and import again."
+                f"{folder} holds {self.key.unversioned}@{number} already, with other "
+                f"{', '.join(others)}. Mend its manifest.yaml, or remove it and import again."
             )
         return manifest
+
+
+def _of_target(items: Iterable[TrainedOn], target: str) -> list[TrainedOn]:
+    """What holds for the maps over ``target``, however it is restricted, in a fixed order."""
+    mine = (item for item in items if item.target in (None, target))
+    return sorted((item.model_copy(update={"target": None}) for item in mine), key=str)
 
 
 def _is_key_folder(path: Path) -> bool:
@@ -203,6 +219,6 @@ def refuse(problems: Sequence[Problem], path: Path) -> None:
     errors = sum(problem.severity == "error" for problem in problems)
     if errors:
         raise HubError(
-            f"{path} has {errors} error{'s' if errors > 1 else ''}: nothing was written. Mend "
+            f"{path} has {count(errors, 'error')}: nothing was written. Mend "
             f"{'them' if errors > 1 else 'it'} and run it again."
         )

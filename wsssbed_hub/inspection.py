@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.errors import HubError, did_you_mean
 from wsssbed_hub.labels import IGNORE
 from wsssbed_hub.reader import Activations, Maps
 from wsssbed_hub.targets import TARGETS, Target, open_target
@@ -21,7 +21,6 @@ Severity = Literal["error", "warning"]
 About = Literal["ids", "sizes", "classes", "values"]
 Check = Literal["count", "ids", "sizes", "classes"]
 
-PUBLISHED = {"voc12": 10582, "coco14": 82081}  # images that maps are made for
 TOLERATED = 0.01  # share of images whose classes may differ, as published label lists do
 _DARK = 1  # grey levels: maps that never exceed it were written as 0..1
 _NAMED = 5  # images that a message names
@@ -63,6 +62,14 @@ class Goal:
             return ["count"] if self.count else []
         return ["ids", "sizes", "classes"]
 
+    def shortfall(self, data_root: Path) -> str:
+        """What could not be compared because the target is not at hand, in words."""
+        if self.name not in TARGETS:
+            near = did_you_mean(self.name, TARGETS)
+            return f"No target {self.name!r} is known here: nothing could be compared.{near}"
+        what = "the number of images was compared" if self.checks else "nothing could be compared"
+        return f"The lists of {self.name} are not below {data_root}: {what}."
+
     def size(self, image_id: str) -> tuple[int, int]:
         """(height, width) that a map has to have."""
         assert self.target is not None
@@ -71,14 +78,15 @@ class Goal:
 
 def goal_of(name: str, data_root: Path) -> Goal:
     """The target ``name`` as far as it is below ``data_root``."""
-    if name in TARGETS:
-        try:
-            target = open_target(name, data_root)
-            split = target.splits[0]
-            return Goal(name, None, target, split, tuple(target.image_ids(split)))
-        except HubError:
-            pass  # its lists are not at hand
-    return Goal(name, PUBLISHED.get(name))
+    spec = TARGETS.get(name)
+    if spec is None:
+        return Goal(name)
+    split = spec.splits[0]
+    try:
+        target = open_target(name, data_root)
+        return Goal(name, None, target, split, tuple(target.image_ids(split)))
+    except HubError:  # its lists are not at hand
+        return Goal(name, spec.counts.get(split))
 
 
 def check_lists(

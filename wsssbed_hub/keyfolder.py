@@ -36,6 +36,7 @@ from wsssbed_hub.manifest import (
     TrainedOn,
     parse_manifest,
 )
+from wsssbed_hub.merging import merge
 from wsssbed_hub.parquet import ParquetMaps
 from wsssbed_hub.reader import Sizes
 from wsssbed_hub.weights import CONFIG, MODEL, read_config, weights_digest
@@ -245,7 +246,7 @@ def complete(
     )
     with expect_trouble(folder, entry.size), exclusive(folder, folder=True):
         old = read_manifest(folder) if (folder / MANIFEST).exists() else None
-        merged = manifest if old is None else old.merged(manifest)
+        merged = merge(old, manifest)
         if merged is not old:
             _place(folder, written, entry)
             write_whole(folder / MANIFEST, merged.dump().encode())

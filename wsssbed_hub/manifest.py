@@ -316,28 +316,6 @@ class Manifest(Model):
             versions.setdefault(str(number), {})[target] = entry
         return Manifest.model_validate(self.model_copy(update={"versions": versions}).model_dump())
 
-    def merged(self, new: Manifest) -> Manifest:
-        """This manifest with what ``new`` adds: entries, and its title, method and licence.
-
-        An entry that is in both stays as it is here. Raises HubError if its content differs there:
-        a version never changes.
-        """
-        if new.key != self.key:
-            raise HubError(f"A manifest of {new.key} cannot go where {self.key} is.")
-        mine = {chosen[:2]: chosen for chosen in self.entries()}
-        added = []
-        for chosen in new.entries():
-            old = mine.get(chosen[:2])
-            if old is None:
-                added.append(chosen)
-            elif old.entry.content != chosen.entry.content or old.entry.content is None:
-                raise HubError(
-                    f"{self.key}@{chosen.version} over {chosen.target} is there already with other "
-                    f"content: {old.entry.content} there, {chosen.entry.content} here. A version "
-                    "never changes: give this one a higher number."
-                )
-        return new.with_entries([*mine.values(), *added]) if added else self
-
     def dump(self) -> str:
         """The manifest as YAML, fields in the order of the model, nothing that is not set."""
         data = self.with_entries(self.entries()).model_dump(mode="json", exclude_defaults=True)

@@ -18,6 +18,7 @@ from wsssbed_hub.manifest import Chosen, Manifest, UrlSource
 from wsssbed_hub.recomputing import Claim, Recomputation
 from wsssbed_hub.registries import Registries
 from wsssbed_hub.registry import open_registry, pull
+from wsssbed_hub.words import count
 
 if TYPE_CHECKING:
     from wsssbed_hub.reader import Maps
@@ -110,7 +111,7 @@ def _bytes(chosen: Chosen) -> Iterator[Claim]:
     """What ``pull`` and ``verify_folder`` have proved; what is not stated is not claimed."""
     entry, source = chosen.entry, chosen.entry.source
     if entry.files:
-        files = "1 file" if len(entry.files) == 1 else f"{len(entry.files)} files"
+        files = count(len(entry.files), "file")
         yield Claim("sizes and sha256 of the files", "proved", f"{files}, {entry.size:,} bytes")
     if isinstance(source, UrlSource):
         if source.sha256 is None:

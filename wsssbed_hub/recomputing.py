@@ -23,7 +23,7 @@ from wsssbed_hub.labels import published
 from wsssbed_hub.manifest import Chosen, Ingredient, Manifest, Result
 from wsssbed_hub.metrics import SegmentationScore, class_iou, mean_iou
 from wsssbed_hub.saliency_metrics import MEASURES
-from wsssbed_hub.targets import open_target
+from wsssbed_hub.targets import NotThere, open_target
 
 if TYPE_CHECKING:
     from wsssbed_hub.reader import Maps
@@ -183,6 +183,9 @@ class Recomputation:
         """Raises CannotTell if it is not at hand."""
         try:
             return open_target(self.chosen.target, self.data_root)
+        except NotThere:  # which says at length where to get it, for each result anew
+            where = f"{self.chosen.target} is not at hand below {self.data_root}"
+            raise CannotTell(where) from None
         except HubError as error:
             raise CannotTell(f"{self.chosen.target} is not at hand: {error}") from None
 

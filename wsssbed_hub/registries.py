@@ -40,7 +40,8 @@ class Registries:
         self._found: dict[Key, Registry] = {}
 
     def __str__(self) -> str:
-        return SEPARATOR.join(map(str, self._named))
+        named = SEPARATOR.join(map(str, self._named))
+        return f"{named} and {self.index}" if self.index else named
 
     def keys(self) -> list[Key]:
         """The keys of all."""
@@ -122,7 +123,7 @@ def add(where: str) -> None:
     Raises UsageError if it is there already or cannot stand in a list.
     """
     if not where.strip() or SEPARATOR in where or "\n" in where or where.startswith("#"):
-        raise UsageError(f"{where!r} is not one registry: a folder, a URL or hf:<namespace>.")
+        raise UsageError(f"{where!r} is not one registry: a folder, a URL or hf:NAMESPACE.")
     with _changing() as lines:
         if where in lines:
             raise UsageError(f"{where} is in {config_file()} already.")

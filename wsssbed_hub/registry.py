@@ -82,8 +82,8 @@ def open_registry(where: Registry | str | Path | None = None, *, create: bool = 
     of these in order with commas between them, and nothing else; if it is None or empty
     ``registries_in_use``, and behind them the index of record.
 
-    Raises UsageError for what is no registry, and for a folder that is not there unless nobody
-    named it or the caller means to ``create`` it by publishing.
+    Raises UsageError for what is no registry, for a folder that is not there unless nobody named it
+    or the caller means to ``create`` it by publishing, and for several of which one is to be.
     """
     if where is not None and not isinstance(where, str | Path):
         return where
@@ -91,6 +91,8 @@ def open_registry(where: Registry | str | Path | None = None, *, create: bool = 
     if not texts:
         places = [_place(text, may_be_missing=True) for text, _ in registries_in_use()]
         return Registries(places, IndexRegistry())
+    if create and len(texts) > 1:
+        raise UsageError(f"{where}: publish to one registry at a time.")
     places = [_place(text, may_be_missing=create) for text in texts]
     return places[0] if len(places) == 1 else Registries(places)
 

@@ -165,6 +165,15 @@ class SSNetSaliencyScore:
         self._max_f += float(f_measure(precision, recall).max())
         self.images += 1
 
+    def merge(self, other: SSNetSaliencyScore) -> None:
+        """Counts the images of ``other`` as well: work may be shared among processes."""
+        self._precision += other._precision
+        self._recall += other._recall
+        self._mae += other._mae
+        self._adaptive_f += other._adaptive_f
+        self._max_f += other._max_f
+        self.images += other.images
+
     def result(self) -> dict[str, float]:
         """Fractions: ``mae``, ``max_f`` (of the mean precision and recall), ``adaptive_f`` (mean
         over images), ``max_f_mean_of_images`` (for comparison: the mean of each image's own).

@@ -36,6 +36,7 @@ from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import CHUNK, Progress
 from wsssbed_hub.keyfolder import MANIFEST, check_size
 from wsssbed_hub.manifest import File, Manifest
+from wsssbed_hub.merging import merge
 from wsssbed_hub.publishing import Plan, Transfer
 from wsssbed_hub.url_drivers import BLOCK, Lost, driver_of, give_up, losing
 
@@ -72,7 +73,7 @@ class Publisher:
 
     def check(self) -> None:
         """Raises HubError if the registry cannot be read, or has a version with other content."""
-        _merge(self._look().manifest, self.plan.manifest)
+        merge(self._look().manifest, self.plan.manifest)
 
     def run(self) -> None:
         """Publishes. Raises HubError if something is in the way; nothing is visible then."""
@@ -80,12 +81,12 @@ class Publisher:
             tries = 0
             while tries < TRIES:
                 seen = self._look()
-                if _merge(seen.manifest, self.plan.manifest) is seen.manifest:
+                if merge(seen.manifest, self.plan.manifest) is seen.manifest:
                     return  # all of it is there: since long, or by the last turn of this loop
                 if self._send(self.plan.missing(seen.manifest)):
                     continue  # that may have taken hours
                 tries += 1
-                merged = _merge(seen.manifest, _renamed(self.plan.manifest, self._names))
+                merged = merge(seen.manifest, _renamed(self.plan.manifest, self._names))
                 try:
                     self._write(merged, seen.mark)
                 except Lost:
@@ -224,10 +225,6 @@ class Publisher:
             if self.progress is not None:
                 done = self.plan.size + min(self._done, self.plan.size)
                 self.progress(done, 2 * self.plan.size)
-
-
-def _merge(old: Manifest | None, new: Manifest) -> Manifest:
-    return new if old is None else old.merged(new)
 
 
 def _renamed(manifest: Manifest, names: dict[str, str]) -> Manifest:

@@ -177,7 +177,7 @@ class UrlRegistry:
         if self._shown.startswith(_WEB):
             raise UsageError(
                 f"{self} is read only: nothing is published over the web. Push {folder} to a "
-                "folder, s3://, gs:// or hf:<namespace>."
+                "folder, s3://, gs:// or hf:NAMESPACE."
             )
         from wsssbed_hub.url_publishing import Publisher
 

@@ -1,4 +1,4 @@
-"""Texts from outside, made fit to be shown: they may come from a manifest of somebody else."""
+"""What is shown: numbers, and texts from outside, which may come from somebody else's manifest."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     )
     line = "".join(kept)
     return line if len(line) <= MOST else line[: MOST - 1] + "…"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``2,000 files``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 Words = Annotated[str, AfterValidator(printable)]

@@ -113,13 +113,15 @@ def verify(
 ) -> None:
     """Read everything again and compare it with the manifest: bytes, counts, decoded pixels."""
     from wsssbed_hub.registry import verify as check
+    from wsssbed_hub.words import count
 
     with progress_bar(f"verify {what}") as progress:
         verified = check(what, target, registry=registry, progress=progress)
     for one in verified:
         images = f"{one.images:,} images, " if one.images else ""
         typer.echo(
-            f"ok  {one.key} over {one.target}: {images}{one.files} files, {human(one.size)}, "
+            f"ok  {one.key} over {one.target}: {images}{count(one.files, 'file')}, "
+            f"{human(one.size)}, "
             f"content {one.content}"
         )
 

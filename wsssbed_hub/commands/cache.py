@@ -49,6 +49,8 @@ def list_(as_json: AsJson = False) -> None:
 
 
 def _rows(contents: Contents) -> list[dict[str, Any]]:
+    from wsssbed_hub.words import count
+
     rows: list[dict[str, Any]] = [
         {
             "what": "artifact",
@@ -69,7 +71,7 @@ def _rows(contents: Contents) -> list[dict[str, Any]]:
         if paths:
             size = sum(path.lstat().st_size for path in paths)
             used = max(datetime.fromtimestamp(path.lstat().st_mtime, UTC) for path in paths)
-            name = f"{len(paths)} files"
+            name = count(len(paths), "file")
             rows.append({"what": what, "name": name, "target": "", "size": size, "used": used})
     for area, size in contents.derived.items():
         rows.append({"what": "other", "name": area, "target": "", "size": size, "used": None})
@@ -120,6 +122,7 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove from the cache what is named, and files that no artifact in it has any more.
 
@@ -137,10 +140,9 @@ def prune(
     wanted = plan(contents, selection)
     if not wanted:
         note(f"There is nothing to remove from {contents.root}.{_advice(selection)}")
-        _name(contents.foreign)
-        return
-    _say(wanted)
-    if dry_run:
+    if wanted or as_json:
+        _say(wanted, as_json=as_json)
+    if dry_run or not wanted:
         _name(contents.foreign)
         return
     if not yes and not sys.stdin.isatty():
@@ -152,7 +154,7 @@ def prune(
         pruned = remove(selection, progress=progress)
     for name, why in pruned.kept:
         note(f"kept: {name}: {why}")
-    typer.echo(f"{human(pruned.freed)} freed in {contents.root}")
+    typer.echo(f"{human(pruned.freed)} freed in {contents.root}", err=as_json)
 
 
 def _advice(selection: Selection) -> str:
@@ -162,27 +164,36 @@ def _advice(selection: Selection) -> str:
     return " Name artifacts, or say --older-than DAYS, --partials or --all."
 
 
-def _say(wanted: Plan) -> None:
-    rows = [
+def _say(wanted: Plan, *, as_json: bool) -> None:
+    rows = _goes(wanted)
+    if as_json:
+        typer.echo(json.dumps({"frees": wanted.frees, "rows": rows}, indent=2, default=str))
+        return
+    shown = [
         {
-            "goes": "artifact",
-            "name": one.name,
-            "size": human(one.size),
-            "unused for": _age(one.used),
+            "goes": row["goes"],
+            "name": row["name"],
+            "size": "" if row["size"] is None else human(row["size"]),
+            "unused for": "" if row["used"] is None else _age(row["used"]),
         }
-        for one in wanted.artifacts
+        for row in rows
     ]
-    rows += [
-        {"goes": o.what, "name": o.name, "size": human(o.size), "unused for": _age(o.used)}
-        for o in wanted.unfinished
+    print_table(shown, as_json=False, spare=("unused for",))
+    note(f"Frees {human(wanted.frees)}; what artifacts or folders of yours share stays.")
+
+
+def _goes(wanted: Plan) -> list[dict[str, Any]]:
+    """A row for each thing; sizes in bytes, None where that is not known."""
+    found: list[tuple[Any, ...]] = [
+        *(("artifact", one.name, one.size, one.used) for one in wanted.artifacts),
+        *((one.what, one.name, one.size, one.used) for one in wanted.unfinished),
     ]
     for what, paths in (("files", wanted.blobs), ("downloads", wanted.downloads)):
         if paths:
-            size = human(sum(path.lstat().st_size for path in paths))
-            rows.append({"goes": what, "name": f"{len(paths)}", "size": size, "unused for": ""})
-    rows += [{"goes": "other", "name": n, "size": "", "unused for": ""} for n in wanted.derived]
-    print_table(rows, as_json=False, spare=("unused for",))
-    note(f"Frees {human(wanted.frees)}; what artifacts or folders of yours share stays.")
+            size = sum(path.lstat().st_size for path in paths)
+            found.append((what, str(len(paths)), size, None))
+    found += [("other", name, None, None) for name in wanted.derived]
+    return [dict(zip(("goes", "name", "size", "used"), row, strict=True)) for row in found]
 
 
 @app.command()
@@ -194,6 +205,7 @@ def verify(
 ) -> None:
     """Read every file in the cache again and compare its sha256. The exit code is 1 for damage."""
     from wsssbed_hub.cache_verify import verify_cache
+    from wsssbed_hub.words import count
 
     with progress_bar("verify the cache") as progress:
         verified = verify_cache(remove=remove, progress=progress)
@@ -207,7 +219,7 @@ def verify(
             if damage.links:
                 typer.echo(f"  {damage.links} files outside the cache share these bytes")
         bad = len(verified.damaged)
-        typer.echo(f"{verified.files:,} files, {human(verified.size)}, {bad} damaged")
+        typer.echo(f"{count(verified.files, 'file')}, {human(verified.size)}, {bad} damaged")
     for path in verified.removed:
         note(f"removed {path}")
     for name, why in verified.kept:

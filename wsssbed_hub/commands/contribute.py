@@ -86,10 +86,8 @@ def import_(
     if gallery is not None:
         incoming.draw(gallery, problems)
         note(f"thumbnails drawn in {gallery}")
-    checks = incoming.goal.checks
-    if "ids" not in checks:
-        what = "the number of images was compared" if checks else "nothing could be compared"
-        note(f"The lists of {target} are not below {data_root}: {what}.")
+    if incoming.goal.target is None:
+        note(incoming.goal.shortfall(data_root))
     refuse(problems, path)
     if report_only:
         return

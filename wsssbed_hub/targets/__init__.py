@@ -1,6 +1,6 @@
 """Where the images and labels are: targets, SOD datasets, and the synthetic ``shapes``."""
 
-from wsssbed_hub.targets.base import Finding, Source, Target, TargetSpec
+from wsssbed_hub.targets.base import Finding, NotThere, Source, Target, TargetSpec
 from wsssbed_hub.targets.checks import Report, check, is_there
 from wsssbed_hub.targets.registry import SOD_DATASETS, TARGETS, open_sod_dataset, open_target
 from wsssbed_hub.targets.shapes import make_shapes
@@ -10,6 +10,7 @@ __all__ = [
     "SOD_DATASETS",
     "TARGETS",
     "Finding",
+    "NotThere",
     "Report",
     "SodDataset",
     "SodSpec",

@@ -91,8 +91,15 @@ class Target(ABC):
         """Classes that are in the image: 0-based, ascending."""
 
     @abstractmethod
+    def read_mask(self, image_id: str, split: str) -> np.ndarray:
+        """uint8[H, W]: 0 background, c + 1 class c, 255 void. Has the size of the image.
+
+        Raises HubError if it is not there or cannot be read.
+        """
+
     def ground_truth(self, split: str) -> Maps:
-        """Labels of the split: uint8[H, W], 0 background, c + 1 class c, 255 void."""
+        """The masks of a split, as maps of kind ``label``. Raises UsageError for an unknown one."""
+        return _GroundTruth(self, split)
 
     @abstractmethod
     def inspect(self, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
@@ -105,6 +112,20 @@ class Target(ABC):
     def size(self, image_id: str) -> tuple[int, int]:
         """(height, width) of the image, from its header."""
         return image_size(self.image_path(image_id))
+
+
+class _GroundTruth(Maps):
+    def __init__(self, target: Target, split: str) -> None:
+        self.kind = "label"
+        self.name = f"the ground truth of {target.name} {split}"
+        self.image_ids = target.image_ids(split)
+        self._target, self._split = target, split
+        self._ids = set(self.image_ids)
+
+    def read(self, image_id: str) -> np.ndarray:
+        if image_id not in self._ids:
+            raise HubError(f"{self.name} has no image {image_id!r}.")
+        return self._target.read_mask(image_id, self._split)
 
 
 def find_folder(data_root: Path, candidates: tuple[str, ...]) -> Path | None:

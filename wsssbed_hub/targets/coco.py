@@ -24,7 +24,7 @@ import numpy as np
 
 from wsssbed_hub.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.files import Progress
-from wsssbed_hub.reader import Maps, check_image_id
+from wsssbed_hub.reader import check_image_id
 from wsssbed_hub.targets.base import Finding, NotThere, Source, Target, TargetSpec
 from wsssbed_hub.targets.files import image_size, read_indices
 from wsssbed_hub.targets.instances import Instances
@@ -102,9 +102,6 @@ class CocoTarget(Target):
         class_of = self.class_of(split)
         categories = self.instances(split).categories(image_id)
         return tuple(sorted(class_of[category] for category in categories))
-
-    def ground_truth(self, split: str) -> Maps:
-        return CocoGroundTruth(self, split)
 
     def instances(self, split: str) -> Instances:
         """The annotation file of a split. Raises UsageError for an unknown split."""
@@ -193,22 +190,6 @@ def _has(folder: Path, prefix: str) -> bool:
             return any(entry.name.startswith(prefix) for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-class CocoGroundTruth(Maps):
-    """The masks of one split, as maps of kind ``label``."""
-
-    def __init__(self, target: CocoTarget, split: str) -> None:
-        self.kind = "label"
-        self.name = f"the ground truth of {target.name} {split}"
-        self.image_ids = target.image_ids(split)
-        self._target, self._split = target, split
-        self._ids = set(self.image_ids)
-
-    def read(self, image_id: str) -> np.ndarray:
-        if image_id not in self._ids:
-            raise HubError(f"{self.name} has no image {image_id!r}.")
-        return self._target.read_mask(image_id, self._split)
 
 
 def open_coco(folders: tuple[str, ...]) -> Callable[..., CocoTarget]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from wsssbed_hub.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.files import Progress
-from wsssbed_hub.reader import Maps, check_image_id
+from wsssbed_hub.reader import check_image_id
 from wsssbed_hub.targets.annotations import object_names, read_sbd_mask
 from wsssbed_hub.targets.base import Finding, NotThere, Target, TargetSpec, find_folder
 from wsssbed_hub.targets.files import either, read_ids, read_indices, some
@@ -57,9 +57,6 @@ class VocTarget(Target):
         if unknown:
             raise HubError(f"{path} names {unknown[0]!r}, which is no class of {self.name}.")
         return tuple(index for index, name in enumerate(self.classes) if name in names)
-
-    def ground_truth(self, split: str) -> Maps:
-        return VocGroundTruth(self, split)
 
     def mask_path(self, image_id: str, split: str) -> Path:
         """The file with the image's ground truth: PNG, or SBD's .mat.
@@ -151,22 +148,6 @@ class VocTarget(Target):
         from wsssbed_hub.targets.voc_check import inspect
 
         return inspect(self, deep=deep, progress=progress)
-
-
-class VocGroundTruth(Maps):
-    """The masks of one split, as maps of kind ``label``."""
-
-    def __init__(self, target: VocTarget, split: str) -> None:
-        self.kind = "label"
-        self.name = f"the ground truth of {target.name} {split}"
-        self.image_ids = target.image_ids(split)
-        self._target, self._split = target, split
-        self._ids = set(self.image_ids)
-
-    def read(self, image_id: str) -> np.ndarray:
-        if image_id not in self._ids:
-            raise HubError(f"{self.name} has no image {image_id!r}.")
-        return self._target.read_mask(image_id, self._split)
 
 
 def open_voc(folders: tuple[str, ...], sbd: tuple[str, ...] = ()) -> Callable[..., VocTarget]:
