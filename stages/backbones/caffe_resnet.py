@@ -9,14 +9,13 @@ torchvision's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.backbones.imagenet import timm_model
 from stages.backbones.state import Rules, load_strictly, without_classifier
-from wsssbed_hub.errors import HubError
 
 EXPANSION = 4  # outputs of a bottleneck over its inner width
 
@@ -112,16 +111,7 @@ def timm_imagenet(depth: int) -> dict[str, Tensor]:
     blocks of the strided stages see other positions than in their training: a departure from the
     Caffe weights that the published recipes start from. Raises HubError if they cannot be had.
     """
-    import timm
-
-    name = f"resnet{depth}.tv_in1k"
-    try:
-        model: Any = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the Hub client raises a dozen types for "not there"
-        raise HubError(
-            f"The ImageNet weights {name} are neither in the Hub cache nor to be had now "
-            f"({type(error).__name__}). Connect once to fetch them, or give a file with --init."
-        ) from None
+    model = timm_model(f"resnet{depth}.tv_in1k")
     return fold_input(model.state_dict(), model.pretrained_cfg["std"])
 
 

@@ -1,11 +1,13 @@
-"""Random changes of training images that the CAM family shares; all chance comes from ``rng``."""
+"""Random changes of training images that methods share; all chance comes from ``rng``."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from PIL import Image
 
-from stages.runtime.images import resize_bicubic
+from stages.runtime.images import resize_bicubic, resize_nearest
 
 
 def resize_long_side(rgb: np.ndarray, long_side: int) -> np.ndarray:
@@ -59,3 +61,60 @@ def random_crop(planes: np.ndarray, size: int, rng: np.random.Generator) -> np.n
         place.append(slice(at, at + length))
     crop[:, place[0], place[1]] = planes[:, source[0], source[1]]
     return crop
+
+
+def turned(planes: list[np.ndarray], degrees: float) -> list[np.ndarray]:
+    """Each uint8[H, W, 3] or uint8[H, W], turned counter-clockwise about its centre and cut to
+    the largest upright rectangle inside the turned picture."""
+    if degrees == 0:
+        return planes
+    height, width = planes[0].shape[:2]
+    inner_height, inner_width = inner_rectangle(height, width, degrees)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    window = (slice(top, top + inner_height), slice(left, left + inner_width))
+    return [_rotate(plane, degrees)[window] for plane in planes]
+
+
+def inner_rectangle(height: int, width: int, degrees: float) -> tuple[int, int]:
+    """Height and width of the largest upright rectangle inside a turned one, at least 1 pixel.
+
+    Either two corners of it touch one long side's ends (a long picture or a wide turn), or all
+    four touch a side each.
+    """
+    angle = math.radians(degrees)
+    sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
+    short, long = sorted((height, width))
+    if short <= 2 * sine * cosine * long or math.isclose(sine, cosine):
+        along, across = short / (2 * sine), short / (2 * cosine)
+        found = (along, across) if height > width else (across, along)
+    else:
+        double = cosine * cosine - sine * sine
+        found = (
+            (height * cosine - width * sine) / double,
+            (width * cosine - height * sine) / double,
+        )
+    inner_height, inner_width = (max(1, math.floor(side + 1e-9)) for side in found)
+    return min(inner_height, height), min(inner_width, width)
+
+
+def random_window(
+    planes: list[np.ndarray], share: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The same window of each, ``share`` of both sides long (rounded, at least 1 pixel)."""
+    window = []
+    for side in planes[0].shape[:2]:
+        length = max(1, round(share * side))
+        start = int(rng.integers(side - length + 1))
+        window.append(slice(start, start + length))
+    return [plane[tuple(window)] for plane in planes]
+
+
+def resized(plane: np.ndarray, size: int) -> np.ndarray:
+    """[H, W, 3] bicubically, [H, W] by the nearest pixel, to ``size`` by ``size``."""
+    resize = resize_bicubic if plane.ndim == 3 else resize_nearest
+    return resize(plane, size, size)
+
+
+def _rotate(plane: np.ndarray, degrees: float) -> np.ndarray:
+    method = Image.Resampling.BILINEAR if plane.ndim == 3 else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(plane).rotate(degrees, method))

@@ -119,8 +119,8 @@ def _settings_of_weights(
 def _initial_weights(method: type[Method], recipe: Any, given: str | None) -> InitialWeights:
     name = method.card.name
     if given is None:
-        if getattr(recipe, "initial", "none") == "none":
-            return InitialWeights("random")
+        given = {"none": "random", "timm": "timm"}.get(getattr(recipe, "initial", "none"))
+    if given is None:
         wanted = ""
         if method.initial is not None:
             wanted = f": {method.initial.file} ({method.initial.where})"

@@ -30,6 +30,11 @@ def resize_bicubic(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def resize_nearest(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8[H, W] with Pillow's nearest: the pixel under the new pixel's centre."""
+    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.NEAREST))
+
+
 def to_uint8(maps: Tensor) -> np.ndarray:
     """0..1 to 0..255, rounded to nearest (halves to even), as OpenCV writes a float image."""
     levels = np.rint(maps.float().cpu().numpy() * np.float32(255))

@@ -36,10 +36,10 @@ class Method(ABC):
     recipes: ClassVar[Mapping[str, Any]]
     """By the name that ``--recipe`` takes; frozen dataclasses of one class.
 
-    A field ``initial`` of ``"none"`` says that the recipe starts from random weights; with any
-    other value the person names the weights with ``--init``. ``--steps``, ``--epochs`` and
-    ``--batch-size`` set the fields ``steps``, ``epochs`` and ``batch_size``; in a recipe that has
-    both, steps other than 0 count."""
+    A field ``initial`` of ``"none"`` says that the recipe starts from random weights, ``"timm"``
+    from those of ``timm_weights``; with any other value the person names them with ``--init``.
+    ``--steps``, ``--epochs`` and ``--batch-size`` set the fields ``steps``, ``epochs`` and
+    ``batch_size``; in a recipe that has both, steps other than 0 count."""
     initial: ClassVar[Initial | None] = None
     """Which weights the published training starts from, if any."""
 

@@ -22,7 +22,13 @@ from wsssbed_hub.reader import Activations
 from wsssbed_hub.weights import write_weights
 from wsssbed_hub.writing import write_maps
 
-KEYS = {"sod": "sal/x", "cam": "cam/x", "pseudo": "label/x", "seg": "weights/x"}
+KEYS = {
+    "sod": "sal/x",
+    "cam": "cam/x",
+    "pseudo": "label/x",
+    "seg": "weights/x",
+    "ssnet": "sal/ssnet",
+}
 
 
 class Stages:

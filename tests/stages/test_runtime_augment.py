@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
 from torchvision.transforms import ColorJitter
 
-from stages.runtime.augment import colour_jitter, random_crop, resize_long_side
+from stages.runtime.augment import (
+    colour_jitter,
+    inner_rectangle,
+    random_crop,
+    random_window,
+    resize_long_side,
+    turned,
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -90,3 +99,70 @@ def test_jitter_changes_as_much_as_torchvision_s() -> None:
     assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=6)
     assert np.std(ours) == pytest.approx(np.std(theirs), rel=0.25)
     assert 69 <= min(ours) < 75 < 125 < max(ours) <= 131
+
+
+def area_inside(height: float, width: float, degrees: float) -> float:
+    """The largest upright rectangle inside a turned one, by trying all shapes.
+
+    A rectangle h x w has its corners inside when each is, turned back: w cos + h sin <= width and
+    w sin + h cos <= height. For a given w the largest h is the smaller of the two bounds.
+    """
+    sine, cosine = math.sin(math.radians(abs(degrees))), math.cos(math.radians(degrees))
+    w = np.linspace(0, width / cosine, 20_001)
+    h = np.minimum((width - w * cosine) / sine, (height - w * sine) / cosine)
+    return float((w * h).max())
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (300, 300), (60, 900), (900, 60)])
+@pytest.mark.parametrize("degrees", [-10, -3, 1, 7, 10, 45])
+def test_the_rectangle_inside_a_turned_picture_is_the_largest(
+    size: tuple[int, int], degrees: int
+) -> None:
+    height, width = inner_rectangle(*size, degrees)
+    largest = area_inside(*size, degrees)
+    # Whole pixels: each side loses less than one.
+    assert largest - (height + width + 1) <= height * width <= largest * (1 + 1e-6)
+    sine, cosine = (abs(f(math.radians(degrees))) for f in (math.sin, math.cos))
+    assert width * cosine + height * sine <= size[1] + 1e-6
+    assert width * sine + height * cosine <= size[0] + 1e-6
+
+
+@pytest.mark.parametrize("size", [(75, 100), (100, 75), (64, 64), (9, 200), (1, 1)])
+@pytest.mark.parametrize("degrees", [-10, -1, 0, 4, 10])
+def test_a_turned_picture_has_no_edge_in_it(size: tuple[int, int], degrees: int) -> None:
+    white = [np.full((*size, 3), 255, np.uint8), np.full(size, 255, np.uint8)]
+    rgb, mask = turned(white, degrees)
+    assert rgb.shape == (*mask.shape, 3)
+    assert rgb.min() == mask.min() == 255
+
+
+def test_a_picture_and_its_mask_turn_together_counter_clockwise() -> None:
+    mask = np.zeros((80, 120), np.uint8)
+    mask[35:45, 90:100] = 255  # right of the centre
+    rgb, turned_mask = turned([np.stack([mask] * 3, 2), mask], 10)
+    rows, columns = np.nonzero(turned_mask)
+    centre = (turned_mask.shape[0] - 1) / 2, (turned_mask.shape[1] - 1) / 2
+    angle = math.degrees(math.atan2(centre[0] - rows.mean(), columns.mean() - centre[1]))
+    assert angle == pytest.approx(10, abs=1)
+    differ = (rgb[..., 0] > 127) != (turned_mask > 127)
+    assert differ.mean() < 0.005  # along the border of the square, where one is interpolated
+
+
+def test_a_window_has_its_share_of_both_sides_anywhere() -> None:
+    planes = [picture(20, 30), rng(1).integers(0, 256, (20, 30)).astype(np.uint8)]
+    places = set()
+    for seed in range(300):
+        rgb, mask = random_window(planes, 0.9, rng(seed))
+        (found,) = (
+            (top, left)
+            for top in range(3)
+            for left in range(4)
+            if np.array_equal(planes[0][top : top + 18, left : left + 27], rgb)
+        )
+        top, left = found
+        np.testing.assert_array_equal(mask, planes[1][top : top + 18, left : left + 27])
+        places.add(found)
+    assert len(places) == 3 * 4
+    whole = random_window(planes, 1.0, rng())
+    np.testing.assert_array_equal(whole[1], planes[1])
+    assert random_window([np.zeros((1, 1), np.uint8)], 0.3, rng())[0].shape == (1, 1)

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.runtime.images import caffe_bgr, imagenet_rgb, resize_bicubic, to_uint8
+from stages.runtime.images import (
+    caffe_bgr,
+    imagenet_rgb,
+    resize_bicubic,
+    resize_nearest,
+    to_uint8,
+)
 
 RGB = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3) * 8
 
@@ -41,3 +47,12 @@ def test_levels_are_rounded_halves_to_even_and_bounded(value: float, level: int)
     levels = to_uint8(torch.tensor([[value]], dtype=torch.float32))
     assert levels.dtype == np.uint8
     assert levels[0, 0] == level
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 5), (7, 3), (1, 1), (200, 300)])
+def test_nearest_takes_the_pixel_under_the_new_one_s_centre(height: int, width: int) -> None:
+    plane = np.arange(14 * 11, dtype=np.uint8).reshape(14, 11)
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new)
+                     for new, old in ((height, 14), (width, 11)))  # fmt: skip
+    expected = plane[rows[:, None], columns]
+    np.testing.assert_array_equal(resize_nearest(plane, height, width), expected)

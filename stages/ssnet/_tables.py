@@ -1,0 +1,247 @@
+"""Tables 5 and 6 of the paper, measured: every setting trained, beside the paper's numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.runtime import distributed
+from stages.runtime.measures import (
+    VAL,
+    Seed,
+    Spread,
+    mean_and_error,
+    read_json,
+    write_json,
+)
+from stages.runtime.progress import say
+from stages.ssnet._measure import (
+    CRF,
+    CRF_SETTINGS,
+    RAW,
+    Benchmark,
+    Score,
+    benchmarks_at_hand,
+    measure,
+)
+from stages.ssnet._ssnet import SETTINGS
+from stages.ssnet._training import MAIN, Study
+from wsssbed_hub.digests import list_digest
+from wsssbed_hub.files import expect_trouble, write_whole
+
+# Zeng et al., ICCV 2019, with DenseNet-169: Table 5, mIoU in percent on VOC 2012 val …
+PAPER_MIOU = {"S": 33.1, "M": 57.1, "SS": 47.1, "MS": 62.7, "MM": 63.3}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table 6: MAE and max F on ECSSD."""
+
+    setting: str
+    kind: str
+    mae: float
+    max_f: float
+
+
+# … and Table 6.
+PAPER_SALIENCY = (
+    PaperRow("2S", RAW, 0.046, 0.899),
+    PaperRow("MM", RAW, 0.047, 0.912),
+    PaperRow("MM", CRF, 0.045, 0.919),
+)
+JSON, MARKDOWN = "tables.json", "tables.md"
+NOTHING = "–"
+
+Rows = list[list[str]]
+
+
+def make_tables(study: Study, seeds: Sequence[Seed]) -> None:
+    """Train and measure every setting with every seed; print the tables and write them.
+
+    They lie in the folder of the main setting's trainings, as ``tables.json`` and ``tables.md``.
+    No artifacts are written; trainings that are there are taken.
+    """
+    benchmarks = benchmarks_at_hand(study)
+    folder = study.root(SETTINGS[MAIN])
+    settings = _settings(study, seeds, benchmarks)
+    known = distributed.on_main(lambda: read_json(folder / JSON))
+    finished = known.get("settings") == settings and not study.desk.options.fresh
+    if finished:
+        tables = known
+        say(f"The tables are finished, in {folder}: nothing to do.")
+    else:
+        tables = {"settings": settings, **_measured(study, seeds, benchmarks)}
+        distributed.on_main(lambda: _write(folder, tables))
+    if distributed.is_main():
+        _show(tables)
+    if not finished:
+        say(f"{folder / MARKDOWN} and {folder / JSON}")
+
+
+def _settings(
+    study: Study, seeds: Sequence[Seed], benchmarks: Sequence[Benchmark]
+) -> dict[str, Any]:
+    """All that the tables depend on, as JSON."""
+    trainings = {
+        key: value
+        for key, value in study.settings(SETTINGS[MAIN], seeds[0]).items()
+        if key not in ("setting", "seed")
+    }
+    settings = {
+        **trainings,
+        "device": study.desk.device.type,
+        "processes": distributed.size(),
+        "seeds": list(seeds),
+        "sod_dataset": study.data,
+        "val": {"images": len(study.val_ids), "image_list": list_digest(study.val_ids)},
+        "benchmarks": {
+            b.name: {"images": len(b.image_ids), "image_list": list_digest(b.image_ids)}
+            for b in benchmarks
+        },
+        "saliency_crf": asdict(CRF_SETTINGS),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(settings))  # as it comes back from its file
+    return found
+
+
+def _measured(
+    study: Study, seeds: Sequence[Seed], benchmarks: Sequence[Benchmark]
+) -> dict[str, Any]:
+    in_table_6 = {row.setting for row in PAPER_SALIENCY}
+    scores: dict[str, dict[Seed, Score]] = {name: {} for name in SETTINGS}
+    for seed in seeds:
+        for name, setting in SETTINGS.items():
+            trained = study.train(setting, seed)
+            wanted = benchmarks if name in in_table_6 else ()
+            scores[name][seed] = measure(study, setting, seed, trained, wanted)
+            del trained  # the next one needs the memory
+    return {
+        "table5": [_table5_row(name, scores[name], paper) for name, paper in PAPER_MIOU.items()],
+        "table6": [_table6_row(row, scores[row.setting], benchmarks) for row in PAPER_SALIENCY],
+    }
+
+
+def _table5_row(name: str, scores: Mapping[Seed, Score], paper: float) -> dict[str, Any]:
+    values = {str(seed): score["segmentation"]["miou"] for seed, score in scores.items()}
+    return {
+        "setting": name,
+        "paper": {"miou": round(paper / 100, 3)},
+        "miou": mean_and_error(values.values()) | {"seeds": values},
+    }
+
+
+def _table6_row(
+    row: PaperRow, scores: Mapping[Seed, Score], benchmarks: Sequence[Benchmark]
+) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    for benchmark in benchmarks:
+        found = {str(s): score["saliency"][benchmark.name][row.kind] for s, score in scores.items()}
+        measured[benchmark.name] = {
+            field: mean_and_error(one[field] for one in found.values())
+            | {"seeds": {seed: one[field] for seed, one in found.items()}}
+            for field in ("mae", "max_f")
+        }
+    return {
+        "setting": row.setting,
+        "crf": row.kind == CRF,
+        "paper": {"ecssd": {"mae": row.mae, "max_f": row.max_f}},
+        "measured": measured,
+    }
+
+
+def _write(folder: Path, tables: Mapping[str, Any]) -> None:
+    """The JSON comes last: what has it is finished."""
+    with expect_trouble(folder):
+        write_whole(folder / MARKDOWN, _markdown(tables).encode())
+    write_json(folder / JSON, tables)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table as words."""
+
+    title: str
+    head: list[str]
+    rows: Rows
+
+
+def _tables(tables: Mapping[str, Any]) -> Iterator[_Table]:
+    settings = tables["settings"]
+    target = settings["target"]
+    where = f"{settings['val']['images']:,} images of {target} {VAL}"
+    seeds = f"{len(settings['seeds'])} seed" + ("s" if len(settings["seeds"]) > 1 else "")
+    yield _Table(
+        f"Table 5: mIoU in percent, {where}, {seeds}",
+        ["setting", "network", "losses", "labels from", f"{target} {VAL}", "paper, voc12 val"],
+        [
+            [
+                *_setting_cells(row["setting"]),
+                _number(row["miou"], 100, 1),
+                f"{100 * row['paper']['miou']:.1f}",
+            ]
+            for row in tables["table5"]
+        ],
+    )
+    names = list(settings["benchmarks"])
+    images = ", ".join(f"{b['images']:,} of {n}" for n, b in settings["benchmarks"].items())
+    measures = [(name, field) for name in names for field in ("mae", "max_f")]
+    titles = {"mae": "MAE", "max_f": "max F"}
+    yield _Table(
+        f"Table 6: saliency, {f'images: {images}' if images else 'no benchmark at hand'}, {seeds}",
+        [
+            "setting",
+            *(f"{name} {titles[field]}" for name, field in measures),
+            "paper, ecssd MAE",
+            "paper, ecssd max F",
+        ],
+        [
+            [
+                row["setting"] + (" + CRF" if row["crf"] else ""),
+                *(_number(row["measured"][name][field], 1, 3) for name, field in measures),
+                *(f"{row['paper']['ecssd'][field]:.3f}" for field in titles),
+            ]
+            for row in tables["table6"]
+        ],
+    )
+
+
+def _setting_cells(name: str) -> list[str]:
+    setting = SETTINGS[name]
+    return [name, f"SSNet-{setting.network}", " + ".join(setting.losses), setting.labels_from or ""]
+
+
+def _number(found: Spread, scale: float, decimals: int) -> str:
+    if found["mean"] is None:
+        return NOTHING
+    error = found["standard_error"]
+    text = f"{scale * found['mean']:.{decimals}f}"
+    return text + (f" ± {scale * error:.{decimals}f}" if error is not None else "")
+
+
+def _markdown(tables: Mapping[str, Any]) -> str:
+    pieces = []
+    for table in _tables(tables):
+        lines = [table.head, ["---"] * len(table.head), *table.rows]
+        pieces.append(f"{table.title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in lines))
+    return "\n\n".join(pieces) + "\n"
+
+
+def _show(tables: Mapping[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # nobody's window: names stay in one piece
+    for table in _tables(tables):
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column, title in enumerate(table.head):
+            words = all(row[column][:1].isalpha() or not row[column] for row in table.rows)
+            shown.add_column(title, justify="left" if words or column == 0 else "right")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
