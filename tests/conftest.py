@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
+import hypothesis
 import pytest
 from hubserver import HubServer
 from huggingface_hub import close_session, constants
@@ -25,17 +26,22 @@ if TYPE_CHECKING:
     from s3server import S3Server
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as stages/__main__.py; tests share the cores
+# How long an example takes says more of what else runs on the machine.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 # A shell lets what it starts in the background ignore Ctrl-C, and tests send it to their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the cache and the registry of the person who runs it."""
+    """No test reads or writes the cache and the registry of the person who runs it, or depends on
+    the width of a window."""
     monkeypatch.setenv("WSSSBED_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WSSSBED_REGISTRY", str(tmp_path / "registry"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("WSSSBED_LOCK", str(tmp_path / "lock" / "wsssbed.lock.yaml"))
+    monkeypatch.delenv("COLUMNS", raising=False)  # processes of the test runner have it
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def some_images(draw: st.DrawFn) -> tuple[int, list[tuple[Any, Any, Any, Any]]]:
     st.sampled_from(RULES),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]) | st.integers(0, 255).map(lambda k: k / 255),
 )
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_equals_labelling_and_scoring(
     case: tuple[int, list[tuple[Any, Any, Any, Any]]], rule: str, sal_threshold: float
 ) -> None:

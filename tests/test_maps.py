@@ -37,7 +37,7 @@ def some_maps(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return kind, found
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(some_maps())
 def test_one_content_digest_whatever_holds_the_maps(
     tmp_path_factory: pytest.TempPathFactory, made: tuple[str, dict[str, Any]]
