@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from ssnet_bench import Bench
 
 from wsssbed_hub.targets import make_shapes
 
@@ -21,3 +23,23 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=8, val=4, sod=6, sod_test=2, small=4)
     return root
+
+
+@pytest.fixture
+def bench(shapes: Path, tmp_path: Path) -> Bench:
+    return Bench(shapes, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def mm(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The main setting, trained and written; tests only read it."""
+    bench = Bench(shapes, tmp_path_factory.mktemp("mm"))
+    bench.run()
+    return bench
+
+
+@pytest.fixture
+def copied(mm: Bench, tmp_path: Path) -> Bench:
+    """The same, for tests that go on from there."""
+    shutil.copytree(mm.out, tmp_path / "out")
+    return Bench(mm.data_root, tmp_path / "out")

@@ -1,114 +1,27 @@
-"""The whole stage ``ssnet``: its own network, smaller and shorter trained than any that learns."""
+"""The stage ``ssnet``: its artifacts, its settings, its mistakes."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from killing import deaths, exit_code, in_child
+from ssnet_bench import MADE, SMALL, Bench
 
-from stages import ssnet
 from stages.__main__ import main
-from stages.runtime.checkpoint import load_weights
 from stages.runtime.densecrf import SSNET
-from stages.runtime.interruption import Interruption, raising
-from stages.ssnet import Method
-from stages.ssnet._ssnet import RECIPES, SETTINGS
 from wsssbed_hub.digests import file_digest
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.evaluation import score_saliency
-from wsssbed_hub.keyfolder import MANIFEST, read_manifest, verify_folder
+from wsssbed_hub.keyfolder import read_manifest, verify_folder
 from wsssbed_hub.manifest import Entry, Result
 from wsssbed_hub.maps import open_artifact
 from wsssbed_hub.metrics import SegmentationScore
 from wsssbed_hub.targets import SOD_DATASETS, open_sod_dataset, open_target
-
-SMALL = {"size": 32, "steps": 2, "batch_size": 4}
-MADE = ("label/ssnet-shapes", "sal/ssnet-shapes", "weights/ssnet-shapes")
-
-
-class Bench:
-    """Runs the stage on the small data, into one folder."""
-
-    def __init__(self, data_root: Path, out: Path) -> None:
-        self.data_root, self.out = data_root, out
-
-    def options(self, setting: str = "MM", **changes: Any) -> dict[str, Any]:
-        options = {
-            "target": "shapes",
-            "data_root": self.data_root,
-            "out": self.out,
-            "device": "cpu",
-            "workers": 0,
-            "recipe": "shapes",
-            # The paper's CRF would make one colour of pictures as small as these.
-            "set": [f"size={SMALL['size']}", "crf=deeplab"],
-            "saliency_crf": "none" if setting in ("M", "MM", "2S") else None,
-            "setting": setting,
-            "data": None if setting in ("S", "SS") else "shapes",
-        }
-        if changes.get("weights") is None:
-            options |= {"steps": SMALL["steps"], "batch_size": SMALL["batch_size"]}
-        return options | changes
-
-    def run(self, setting: str = "MM", method: type[Method] = Method, **changes: Any) -> None:
-        ssnet.run("ssnet", method, ssnet.Options(**self.options(setting, **changes)))
-
-    def entry(self, key: str, version: str = "1.0.0") -> Entry:
-        return read_manifest(self.out / key).entry(version, "shapes")
-
-    def made(self) -> set[str]:
-        return {
-            str(p.parent.relative_to(self.out))
-            for kind in ("sal", "cam", "label", "weights")
-            for p in self.out.glob(f"{kind}/*/{MANIFEST}")
-        }
-
-    def contents(self) -> dict[str, str | None]:
-        return {key: self.entry(key).content for key in self.made()}
-
-    def network(self, setting: str) -> tuple[Method, Any]:
-        """The network that a setting's weights are of, read from its run folder."""
-        recipe = replace(RECIPES["shapes"], size=SMALL["size"], crf="deeplab")
-        method = Method(recipe, self.out, 6, SETTINGS[setting])
-        network = method.build()
-        load_weights(network, self.training(setting) / "weights.safetensors")
-        return method, network.eval().requires_grad_(False)
-
-    def training(self, setting: str, seed: int = 0) -> Path:
-        data = "" if setting in ("S", "SS") else "-shapes"
-        return self.out / "runs" / f"ssnet-shapes{data}" / f"seed{seed}" / setting
-
-
-@pytest.fixture
-def bench(shapes: Path, tmp_path: Path) -> Bench:
-    return Bench(shapes, tmp_path / "out")
-
-
-@pytest.fixture(scope="module")
-def mm(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """The main setting, trained and written; tests only read it."""
-    bench = Bench(shapes, tmp_path_factory.mktemp("mm"))
-    bench.run()
-    return bench
-
-
-@pytest.fixture
-def copied(mm: Bench, tmp_path: Path) -> Bench:
-    """The same, for tests that go on from there."""
-    shutil.copytree(mm.out, tmp_path / "out")
-    return Bench(mm.data_root, tmp_path / "out")
 
 
 def roles(entry: Entry) -> list[str]:
@@ -414,158 +327,6 @@ def test_limit_holds_for_all_lists_of_the_target(bench: Bench) -> None:
     assert weights.provenance.made_from[1].file == "shapes train_aug, 5 images"
 
 
-PAPER = {"S": 33.1, "M": 57.1, "SS": 47.1, "MS": 62.7, "MM": 63.3}  # Table 5
-PAPER_SALIENCY = {  # Table 6: MAE, max F
-    ("2S", False): (0.046, 0.899),
-    ("MM", False): (0.047, 0.912),
-    ("MM", True): (0.045, 0.919),
-}
-
-
-def scores(bench: Bench, setting: str, seed: int) -> dict[str, Any]:
-    return json.loads((bench.training(setting, seed) / "score.json").read_text())
-
-
-def test_all_settings_make_the_tables(copied: Bench, capsys: pytest.CaptureFixture) -> None:
-    keys = copied.made()
-    copied.run("all", seeds="0,1")
-    printed = capsys.readouterr()
-    assert printed.err.count("training in") == 10  # of 12: M and MM with seed 0 are there
-    assert copied.made() == keys
-    folder = copied.out / "runs/ssnet-shapes-shapes"
-    tables = json.loads((folder / "tables.json").read_text())
-    table5 = {row["setting"]: row for row in tables["table5"]}
-    assert {name: row["paper"]["miou"] for name, row in table5.items()} == {
-        name: pytest.approx(value / 100) for name, value in PAPER.items()
-    }
-    for name, row in table5.items():
-        values = [scores(copied, name, s)["segmentation"]["score"]["miou"] for s in (0, 1)]
-        assert row["miou"]["mean"] == pytest.approx(statistics.fmean(values))
-        error = statistics.stdev(values) / 2**0.5
-        assert row["miou"]["standard_error"] == pytest.approx(error)
-    table6 = {(row["setting"], row["crf"]): row for row in tables["table6"]}
-    assert {
-        key: tuple(row["paper"]["ecssd"].values()) for key, row in table6.items()
-    } == PAPER_SALIENCY
-    for (name, crf), row in table6.items():
-        found = [scores(copied, name, s)["saliency shapes-te"]["score"] for s in (0, 1)]
-        maes = [score["crf" if crf else "raw"]["mae"] for score in found]
-        assert row["measured"]["shapes-te"]["mae"]["mean"] == pytest.approx(statistics.fmean(maes))
-    markdown = (folder / "tables.md").read_text()
-    miou = table5["MM"]["miou"]
-    text = f"{100 * miou['mean']:.1f} ± {100 * miou['standard_error']:.1f}"
-    row = f"| MM | SSNet-2 | saliency + segmentation | M | {text} | 63.3 |"
-    assert row in markdown
-    assert text in printed.out
-    assert "0.919" in printed.out
-    assert "0.919" in markdown
-
-
-def test_finished_tables_are_printed_again_and_their_trainings_taken(
-    bench: Bench, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["stages", "ssnet", "--setting", "all"])
-    bench.run("all")
-    first = capsys.readouterr()
-    files = {p: p.stat().st_mtime_ns for p in bench.out.rglob("*") if p.is_file()}
-    bench.run("all")
-    second = capsys.readouterr()
-    assert "The tables are finished" in second.err
-    assert second.out == first.out
-    assert "±" not in first.out  # one seed has no standard error
-    assert {p: p.stat().st_mtime_ns for p in bench.out.rglob("*") if p.is_file()} == files
-    monkeypatch.setattr(sys, "argv", ["stages", "ssnet"])
-    bench.run()
-    said = capsys.readouterr().err
-    assert "training in" not in said
-    assert "measuring" not in said
-    assert bench.made() == set(MADE)
-    for entry in map(bench.entry, MADE):  # the command that makes the artifact, not the tables
-        assert entry.provenance is not None
-        assert entry.provenance.command[3:] == ["ssnet"]
-
-
-def mortal(name: str, count: int, number: signal.Signals) -> type[Method]:
-    """A method whose process gets a signal when ``name`` is called for the n-th time."""
-    calls = [0]
-
-    def called(self: Any, *arguments: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == count:
-            os.kill(os.getpid(), number)
-        return getattr(Method, name)(self, *arguments)
-
-    return type("Mortal", (Method,), {name: called})
-
-
-# In M's second step, M's labels, MM's training, the two measurements, the saliency maps. A step
-# has two losses. The measurement of two images makes four saliency maps.
-PARTS = [
-    ("_loss", 3),
-    ("pseudo_label", 4),
-    ("_loss", 7),
-    ("segmentation", 3),
-    ("saliency", 3),
-    ("saliency", 8),
-]
-
-
-@pytest.mark.parametrize(("name", "count"), PARTS)
-def test_killed_in_any_part_the_command_goes_on_to_the_same_content(
-    mm: Bench, bench: Bench, name: str, count: int
-) -> None:
-    method = mortal(name, count, signal.SIGKILL)
-    child = in_child(lambda: bench.run(method=method, checkpoint_every=0))
-    assert exit_code(child) == -signal.SIGKILL
-    assert MADE[2] not in bench.made()
-    bench.run()
-    assert bench.contents() == mm.contents()
-    assert not list(bench.out.rglob(".partial"))
-
-
-@pytest.mark.parametrize(("name", "count"), [("_loss", 7), ("saliency", 8)])
-def test_asked_to_end_it_goes_on_to_the_same_content(
-    mm: Bench, bench: Bench, name: str, count: int
-) -> None:
-    with raising(), pytest.raises(Interruption):
-        bench.run(method=mortal(name, count, signal.SIGTERM))
-    assert MADE[2] not in bench.made()
-    bench.run()
-    assert bench.contents() == mm.contents()
-
-
-@pytest.mark.slow
-def test_killed_at_many_changes_of_the_disk(mm: Bench, bench: Bench) -> None:
-    killed = list(deaths(lambda: bench.run(checkpoint_every=0), step=23))
-    assert len(killed) >= 5
-    assert bench.contents() == mm.contents()
-
-
-@pytest.mark.slow
-def test_killed_tables_go_on_to_the_same_tables(bench: Bench, tmp_path: Path) -> None:
-    bench.run("all", seeds="0,1")
-    other = Bench(bench.data_root, tmp_path / "other")
-    counts: Iterator[int] = iter((5, 9, 13))
-    for count in counts:
-        method = mortal("_loss", count, signal.SIGKILL)
-        child = in_child(lambda method=method: other.run("all", method=method, seeds="0,1"))
-        assert exit_code(child) == -signal.SIGKILL
-    other.run("all", seeds="0,1")
-    for name in ("tables.json", "tables.md"):
-        one, two = (b.out / "runs/ssnet-shapes-shapes" / name for b in (bench, other))
-        assert one.read_bytes() == two.read_bytes()
-
-
-def words(options: dict[str, Any]) -> list[str]:
-    """Options as a command line has them."""
-    found = ["ssnet"]
-    for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                found += ["--" + name.replace("_", "-"), str(one)]
-    return found
-
-
 def test_help_tells_settings_and_recipes(capsys: pytest.CaptureFixture) -> None:
     assert main(["ssnet", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -573,30 +334,3 @@ def test_help_tells_settings_and_recipes(capsys: pytest.CaptureFixture) -> None:
     assert "--saliency-crf" in said
     assert "Recipe published:" in said
     assert "backbone=densenet169" in said
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_same_of_given_weights(mm: Bench, bench: Bench) -> None:
-    options = bench.options("MM", weights=mm.training("MM") / "weights.safetensors")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "stages", *words(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for key in MADE[1:]:
-        assert bench.entry(key).content == mm.entry(key).content
-    one, two = mm.entry(MADE[2]).results, bench.entry(MADE[2]).results
-    # The sum of two processes' sums is another order of adding: the last bits differ.
-    assert [r.value for r in two] == pytest.approx([r.value for r in one], rel=1e-12)
-    assert [r.images for r in two] == [r.images for r in one]
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_make_the_tables(bench: Bench) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "stages", *words(bench.options("all"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Table 5") == 1
-    tables = json.loads((bench.out / "runs/ssnet-shapes-shapes/tables.json").read_text())
-    assert tables["settings"]["processes"] == 2
-    assert all(row["miou"]["mean"] is not None for row in tables["table5"])
