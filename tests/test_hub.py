@@ -215,8 +215,9 @@ def test_pull_requests(
     key_folder(tmp_path / "new", version="1.1.0")
     with pytest.raises(HubError, match=r"your token does not allow this"):
         published.publish(tmp_path / "new")
-    url = published.propose(tmp_path / "new")
-    assert url == f"{hub.endpoint}/datasets/{NAME}/discussions/1"
+    url = f"{hub.endpoint}/datasets/{NAME}/discussions/1"
+    assert published.propose(tmp_path / "new") == (url, False)
+    assert published.propose(tmp_path / "new") == (url, True)  # it is not opened again
     assert list(published.find(KEY).versions) == ["1.0.0"]
     assert verify_folder(pull("hf:alice/sal-test@refs/pr/1"))
     hub.merge(NAME, 1)

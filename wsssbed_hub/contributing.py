@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from wsssbed_hub.checking import check_manifest
 from wsssbed_hub.checking import read as read_file
 from wsssbed_hub.errors import HubError, UsageError
 from wsssbed_hub.files import Progress, expect_trouble, write_whole
-from wsssbed_hub.hub import HubRegistry
+from wsssbed_hub.hub import HubRegistry, Proposed
 from wsssbed_hub.hub_repository import MAIN
 from wsssbed_hub.hub_trouble import Missing
 from wsssbed_hub.keyfolder import MANIFEST, read_manifest
@@ -19,15 +18,6 @@ from wsssbed_hub.merging import merge
 _PLACEHOLDER = HubSource(repo="a/b", commit="0" * 40)  # where the files will be is not known yet
 
 
-class Contributed(NamedTuple):
-    """How far it came: the manifest that was written, or the Hub's pull request that has to be
-    merged first, and whether that was there before."""
-
-    manifest: Path | None = None
-    request: str | None = None
-    waiting: bool = False
-
-
 def contribute(
     folder: Path,
     registry: HubRegistry,
@@ -35,8 +25,9 @@ def contribute(
     *,
     pull_request: bool = False,
     progress: Progress | None = None,
-) -> Contributed:
-    """Publishes the key folder and writes its manifest below ``index``.
+) -> Path | Proposed:
+    """Publishes the key folder and writes its manifest below ``index``; gives the path of that, or
+    the Hub's pull request that has to be merged first.
 
     With ``pull_request`` the Hub's owners of the repository decide: the first call opens a pull
     request there, and once they have merged it another call finds the files on ``main`` and writes
@@ -66,22 +57,18 @@ def contribute(
     with expect_trouble(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, merged.dump().encode())
-    return Contributed(path)
+    return path
 
 
 def _request(
     folder: Path, own: Manifest, registry: HubRegistry, progress: Progress | None
-) -> Contributed | None:
+) -> Proposed | None:
     """The pull request on the Hub, opened now or before; None once it is merged."""
     repository = registry.repository(own.parsed_key)
     try:
-        if _holds(own, registry, repository.head(MAIN)):
+        if registry.holds(own, repository.head(MAIN)):
             return None
-        for number in repository.open_requests():
-            if _holds(own, registry, f"refs/pr/{number}"):
-                url = f"{repository.url}/discussions/{number}"
-                return Contributed(request=url, waiting=True)
-        return Contributed(request=registry.propose(folder, progress=progress))
+        return registry.propose(folder, progress=progress)
     except Missing as error:
         raise Missing(
             f"{error} A pull request needs a repository that is there: ask its owners for an empty "
@@ -89,28 +76,13 @@ def _request(
         ) from None
 
 
-def _at(registry: HubRegistry, own: Manifest, revision: str) -> Manifest:
-    """The repository's manifest at a revision. Raises UsageError if it has none."""
-    name = own.parsed_key.repository
-    there = HubRegistry(registry.namespace, repository=name, revision=revision)
-    return there.find(own.parsed_key)
-
-
-def _holds(own: Manifest, registry: HubRegistry, revision: str) -> bool:
-    """Whether a revision of the repository has every version with the same content."""
-    try:
-        there = _at(registry, own, revision)
-    except UsageError:
-        return False  # nothing is published there yet
-    contents = {chosen[:2]: chosen.entry.content for chosen in there.entries()}
-    return all(contents.get(c[:2]) == c.entry.content is not None for c in own.entries())
-
-
 def _as_published(own: Manifest, registry: HubRegistry) -> Manifest:
     """``own`` as it is on the Hub: the same maps may lie there in other files."""
     repository = registry.repository(own.parsed_key)
     commit = repository.head(MAIN)
-    there = {chosen[:2]: chosen for chosen in _at(registry, own, commit).entries()}
+    name = own.parsed_key.repository
+    place = HubRegistry(registry.namespace, repository=name, revision=commit)
+    there = {chosen[:2]: chosen for chosen in place.find(own.parsed_key).entries()}
     mine = own.with_entries(there[chosen[:2]] for chosen in own.entries())
     return _with_source(mine, HubSource(repo=repository.name, commit=commit))
 

@@ -52,6 +52,14 @@ class State(NamedTuple):
     manifest: Manifest | None
 
 
+class Proposed(NamedTuple):
+    """A pull request on the Hub."""
+
+    url: str
+    waiting: bool = False
+    """Whether it was open before."""
+
+
 class HubRegistry:
     """The artifacts of a namespace (a user or an organisation) of the Hub.
 
@@ -189,18 +197,34 @@ class HubRegistry:
 
     def propose(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None
-    ) -> str:
-        """As ``publish``, in a pull request that the owners of the repository decide on; its URL.
+    ) -> Proposed:
+        """As ``publish``, in a pull request that the owners of the repository decide on.
 
-        Raises UsageError if the repository is not there or holds all of it already.
+        An open one with the same content is not opened again. Raises UsageError if the repository
+        is not there or holds all of it already.
         """
         plan = self._plan(folder, version, progress)
         sender = _Sender(plan, self.repository(plan.key), progress)
-        state = self._state(sender.repository, create=False)
+        repository = sender.repository
+        state = self._state(repository, create=False)
         merged = merge(state.manifest, plan.manifest)
         if merged is state.manifest:
-            raise UsageError(f"{sender.repository} holds all of {folder} already.")
-        return sender.send(state, merged, pull_request=True)
+            raise UsageError(f"{repository} holds all of {folder} already.")
+        for number in repository.open_requests():
+            if self.holds(plan.manifest, f"refs/pr/{number}"):
+                return Proposed(f"{repository.url}/discussions/{number}", waiting=True)
+        return Proposed(sender.send(state, merged, pull_request=True))
+
+    def holds(self, manifest: Manifest, revision: str) -> bool:
+        """Whether a revision of the key's repository has every entry with the same content."""
+        name = manifest.parsed_key.repository
+        place = HubRegistry(self.namespace, repository=name, revision=revision)
+        try:
+            there = place.find(manifest.parsed_key)
+        except UsageError:
+            return False  # nothing is published there yet
+        contents = {chosen[:2]: chosen.entry.content for chosen in there.entries()}
+        return all(contents.get(c[:2]) == c.entry.content is not None for c in manifest.entries())
 
     def _plan(self, folder: Path, version: str | None, progress: Progress | None) -> Plan:
         plan = Plan(folder, version)

@@ -16,6 +16,7 @@ from wsssbed_hub.commands.common import (
     Registry,
     Target,
     human,
+    note,
     progress_bar,
 )
 
@@ -100,7 +101,10 @@ def push(
         raise UsageError(f"--pr opens a pull request on the Hub (--to hf:NAMESPACE), not {place}.")
     with progress_bar(f"push {folder}") as progress:
         if isinstance(place, HubRegistry) and pull_request:
-            typer.echo(place.propose(folder, version=version, progress=progress))
+            proposed = place.propose(folder, version=version, progress=progress)
+            typer.echo(proposed.url)
+            if proposed.waiting:
+                note("this pull request was opened before and is not merged")
             return
         for key in place.publish(folder, version=version, progress=progress):
             typer.echo(f"{key} is in {place}")

@@ -145,7 +145,7 @@ def contribute(
     """
     from wsssbed_hub.contributing import contribute as publish
     from wsssbed_hub.errors import UsageError
-    from wsssbed_hub.hub import HubRegistry
+    from wsssbed_hub.hub import HubRegistry, Proposed
     from wsssbed_hub.registry import open_registry
 
     registry = open_registry(to, create=True)
@@ -153,16 +153,16 @@ def contribute(
         raise UsageError(f"{to}: others have to reach it. Write hf:NAMESPACE, such as hf:alice.")
     with progress_bar(f"publish {folder}") as progress:
         made = publish(folder, registry, index, pull_request=pull_request, progress=progress)
-    if made.manifest is None:
+    if isinstance(made, Proposed):
         opened = "was opened before and is not merged" if made.waiting else "is open"
-        typer.echo(f"The pull request {made.request} {opened}. Once {registry} has merged it, run:")
+        typer.echo(f"The pull request {made.url} {opened}. Once {registry} has merged it, run:")
         again = ["wsssbed-hub", "contribute", str(folder), "--to", to, "--pr"]
         again += [] if index == Path("manifests") else ["--index", str(index)]
         typer.echo(f"  {shlex.join(again)}")
         return
-    key = f"{made.manifest.parent.name}/{made.manifest.stem}"
-    typer.echo(f"{key} is in {registry}, and its manifest in {made.manifest}. Next:")
-    _open_pull_request(made.manifest, yes=yes)
+    key = f"{made.parent.name}/{made.stem}"
+    typer.echo(f"{key} is in {registry}, and its manifest in {made}. Next:")
+    _open_pull_request(made, yes=yes)
 
 
 def _open_pull_request(manifest: Path, *, yes: bool) -> None:
