@@ -27,7 +27,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,6 +36,7 @@ from wsssbed_hub.files import CHUNK, Progress
 from wsssbed_hub.keyfolder import MANIFEST, check_size
 from wsssbed_hub.manifest import File, Manifest
 from wsssbed_hub.merging import merge
+from wsssbed_hub.parallel import Stop, at_once
 from wsssbed_hub.publishing import Plan, Transfer
 from wsssbed_hub.url_drivers import BLOCK, Lost, driver_of, give_up, losing
 
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
     from wsssbed_hub.url_registry import UrlRegistry
 
 TRIES = 20  # times that others may be faster
-_THREADS = 4  # files that are sent at the same time
-
-
-class _Stopped(HubError):
-    """Another file could not be sent."""
 
 
 class Seen(NamedTuple):
@@ -69,7 +64,6 @@ class Publisher:
         self._names: dict[str, str] = {}  # of files that are there, by the path that was planned
         self._done = 0
         self._lock = threading.Lock()
-        self._stop = False
 
     def check(self) -> None:
         """Raises HubError if the registry cannot be read, or has a version with other content."""
@@ -145,30 +139,27 @@ class Publisher:
     def _fill(self, entry: Sequence[Transfer], names: dict[str, str]) -> bool:
         """Whether all files of an entry are there under ``names``, once those that were missing
         are sent; False if something else lies at one of them."""
-        places = [self.registry.path(self.plan.key, names[there.path]) for _, there in entry]
-        wanted = [there for _, there in entry]
+        places = {one: self.registry.path(self.plan.key, names[one.there.path]) for one in entry}
         before = self._done
-        with ThreadPoolExecutor(_THREADS) as threads:
-            there = list(threads.map(self._holds, places, wanted))
-            if self.driver.conditions and False in there:
-                return False
-            missing = [
-                (one, place)
-                for one, place, is_there in zip(entry, places, there, strict=True)
-                if not is_there
-            ]
-            self._advance(sum(file.size for file, one in zip(wanted, there, strict=True) if one))
-            try:
-                arrived = all(list(threads.map(lambda task: self._send_file(*task), missing)))
-            except BaseException:
-                self._stop = True  # the other files
-                threads.shutdown(cancel_futures=True)
-                raise
-        if not arrived:
-            self._done = before
-        return arrived
+        there: dict[Transfer, bool | None] = {}
+        arrived: list[bool] = []
 
-    def _holds(self, path: str, file: File) -> bool | None:
+        def look(one: Transfer, stop: Stop) -> None:
+            there[one] = self._holds(places[one], one.there, stop)
+
+        def send(one: Transfer, stop: Stop) -> None:
+            arrived.append(self._send_file(one, places[one], stop))
+
+        at_once(look, entry)
+        if self.driver.conditions and False in there.values():
+            return False
+        self._advance(sum(one.there.size for one in entry if there[one]))
+        at_once(send, [one for one in entry if not there[one]])
+        if not all(arrived):
+            self._done = before
+        return all(arrived)
+
+    def _holds(self, path: str, file: File, stop: Stop) -> bool | None:
         """Whether the file at ``path``, read back, is ``file``; None if there is none."""
         with self.registry.trouble(file.path):
             self.files.invalidate_cache()
@@ -183,9 +174,10 @@ class Publisher:
             with self.files.open(path, "rb", block_size=BLOCK) as stream:
                 while data := stream.read(CHUNK):
                     digest.update(data)
+                    stop.check()
         return f"sha256:{digest.hexdigest()}" == file.sha256
 
-    def _send_file(self, transfer: Transfer, path: str) -> bool:
+    def _send_file(self, transfer: Transfer, path: str, stop: Stop) -> bool:
         """Sends a file; False if another publisher has put something else there meanwhile.
 
         Raises HubError if what was read of it is not what the manifest states: it changed.
@@ -196,12 +188,11 @@ class Publisher:
         with self.registry.trouble(there.path, "written"), open(source, "rb") as file:
             stream = self.driver.create(path)
             try:
-                while (data := file.read(CHUNK)) and not self._stop:
+                while data := file.read(CHUNK):
+                    stop.check()
                     digest.update(data)
                     stream.write(data)
                     self._advance(len(data))
-                if self._stop:
-                    raise _Stopped
                 if f"sha256:{digest.hexdigest()}" != here.sha256:
                     raise HubError(
                         f"{source} changed while it was sent: expected {here.sha256}, found "
@@ -217,7 +208,7 @@ class Publisher:
                 give_up(stream)
             else:
                 return True
-        return self._holds(path, there) is True
+        return self._holds(path, there, stop) is True
 
     def _advance(self, size: int) -> None:
         with self._lock:

@@ -74,24 +74,24 @@ def measure(
     raw, refined = (SegmentationScore(target.num_classes) for _ in range(2))
     truth = target.ground_truth(VAL)
     share = image_ids[distributed.rank() :: distributed.size()]
-    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    waiting: deque[tuple[str, np.ndarray, Future[np.ndarray]]] = deque()
     title = "measuring mIoU" + (f" without and with CRF {crf.preset}" if crf else "")
 
     def collect() -> None:
-        image_id, labels = waiting.popleft()
-        refined.add(labels.result(), np.asarray(truth.read(image_id)), image_id)
+        image_id, expected, labels = waiting.popleft()
+        refined.add(labels.result(), expected, image_id)
         show(refined.images, "")
 
     with progress(title, len(share), "image") as show, _single_threads(threads) as pool:
         for image_id in share:
-            rgb = target.read_image(image_id)
+            rgb, expected = target.read_image(image_id), np.asarray(truth.read(image_id))
             with torch.inference_mode():
                 logits = trained.method.logits(trained.network, rgb)
-                raw.add(_decide(logits), np.asarray(truth.read(image_id)), image_id)
+                raw.add(_decide(logits), expected, image_id)
             if crf is None:
                 show(raw.images, "")
                 continue
-            waiting.append((image_id, pool.submit(crf.labels, logits.cpu(), rgb)))
+            waiting.append((image_id, expected, pool.submit(crf.labels, logits.cpu(), rgb)))
             if len(waiting) > 2 * threads:  # more would only fill the memory
                 collect()
         while waiting:

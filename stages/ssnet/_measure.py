@@ -170,9 +170,9 @@ def _saliency(benchmark: Benchmark, trained: Trained) -> Score:
         for done, image_id in enumerate(share, start=1):
             rgb = benchmark.dataset.read_image(image_id)
             mask = benchmark.dataset.read_mask(image_id)
-            for kind, crf in ((RAW, None), (CRF, CRF_SETTINGS)):
-                with torch.inference_mode():
-                    saliency = trained.method.saliency(trained.network, rgb, crf)
+            with torch.inference_mode():
+                maps = trained.method.saliencies(trained.network, rgb, (None, CRF_SETTINGS))
+            for kind, saliency in zip((RAW, CRF), maps, strict=True):
                 scores[kind].add(saliency, mask, image_id)
             show(done, "")
     return {kind: _together(score).result() for kind, score in scores.items()}

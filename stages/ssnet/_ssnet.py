@@ -320,17 +320,24 @@ class Method(BaseMethod):
     ) -> np.ndarray:
         """The saliency map uint8[H, W] of one image uint8[H, W, 3], refined with a CRF if given.
 
-        The CRF works at the network's size, on S and 1 - S. Raises UsageError for a setting that
-        is not trained with the saliency loss.
+        Raises UsageError for a setting that is not trained with the saliency loss.
+        """
+        return self.saliencies(network, rgb, [crf])[0]
+
+    def saliencies(
+        self, network: SSNet, rgb: np.ndarray, crfs: Sequence[CrfSettings | None]
+    ) -> list[np.ndarray]:
+        """``saliency`` for each of several CRFs (None: without), from one pass of the network.
+
+        A CRF works at the network's size, on S and 1 - S.
         """
         small = self._input(rgb)
         found = self._output(network, small).saliency
         if found is None:
             raise UsageError(f"SSNet-{self.setting.name} is trained without saliency.")
-        saliency = found[0]
-        if crf is not None:
-            saliency = densecrf(torch.stack([1 - saliency, saliency]), small, crf)[1]
-        return resize_nearest(to_uint8(saliency), *rgb.shape[:2])
+        two = torch.stack([1 - found[0], found[0]])
+        maps = [found[0] if crf is None else densecrf(two, small, crf)[1] for crf in crfs]
+        return [resize_nearest(to_uint8(one), *rgb.shape[:2]) for one in maps]
 
     def segmentation(self, network: SSNet, rgb: np.ndarray) -> np.ndarray:
         """uint8[H, W] of one image uint8[H, W, 3]: the most probable of all C + 1."""

@@ -52,11 +52,7 @@ def print_table(
     if as_json:
         typer.echo(json.dumps(list(rows), indent=2, default=str))
         return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal and not os.environ.get("COLUMNS"):
-        console.width = 200  # nobody's window: names stay in one piece
+    console = window()
     columns = list(rows[0]) if rows else []
     order = sorted(spare, key=lambda name: any(row[name] not in (None, "") for row in rows))
     left_out = []
@@ -67,6 +63,17 @@ def print_table(
     console.print(table)
     if left_out:
         note(f"Left out for want of room: {', '.join(left_out)}. --json has everything.")
+
+
+def window(*, highlight: bool = True) -> Console:
+    """Where tables and trees are printed; without a terminal it is wide, so that names, digests
+    and commands stay in one piece."""
+    from rich.console import Console
+
+    console = Console(highlight=highlight)
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = 200
+    return console
 
 
 def _endless(console: Console) -> ConsoleOptions:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from wsssbed_hub.commands.common import human
+from wsssbed_hub.commands.common import human, window
 from wsssbed_hub.keys import Version
 from wsssbed_hub.words import printable
 
@@ -24,9 +22,7 @@ _PLACES = {"torch": "torch ", "CUDA": "CUDA ", "GPU": "", "precision": ""}
 
 def print_manifest(manifest: Manifest, trees: Iterable[Node]) -> None:
     """The whole ``manifest``, and then how those entries were made that ``trees`` are of."""
-    console = Console(highlight=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS"):
-        console.width = 200  # nobody's window: digests and commands stay in one piece
+    console = window(highlight=False)
     console.print(_manifest_tree(manifest))
     for tree in trees:
         console.print()

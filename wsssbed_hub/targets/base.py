@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import Progress
 from wsssbed_hub.reader import Maps
-from wsssbed_hub.targets.files import either, image_size, read_rgb
+from wsssbed_hub.targets.files import either, image_size, read_rgb, some_messages
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ class Finding:
     expected: int | None = None
     path: str | None = None
     detail: str = ""
+
+
+def all_opened(problems: Mapping[str, Sequence[str]], folder: Path) -> Iterator[Finding]:
+    """Whether every file below ``folder`` could be opened, by what it is; ``problems`` say why one
+    could not."""
+    for what, messages in problems.items():
+        detail = some_messages(messages)
+        yield Finding(f"every {what} opened", not messages, path=str(folder), detail=detail)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ import numpy as np
 
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import Progress
-from wsssbed_hub.targets.base import Finding
+from wsssbed_hub.targets.base import Finding, all_opened
 from wsssbed_hub.targets.files import image_size, listing, some
 
 if TYPE_CHECKING:
     from wsssbed_hub.targets.coco import CocoTarget
-
-_MESSAGES = 3
 
 
 def inspect(target: CocoTarget, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
@@ -81,10 +79,7 @@ def _open_all(
             problems["mask"].append(str(error))
         if progress is not None:
             progress(done, len(splits))
-    for what, messages in problems.items():
-        more = len(messages) - _MESSAGES
-        detail = " ".join(messages[:_MESSAGES]) + (f" And {more:,} more." if more > 0 else "")
-        yield Finding(f"every {what} opened", not messages, path=str(target.folder), detail=detail)
+    yield from all_opened(problems, target.folder)
     # The masks are made from the instances, whoever made them: another class is another numbering.
     detail = f"{some(unnamed)}: are they COCO's category ids?" if unnamed else ""
     what = "masks with a class that the instances lack"

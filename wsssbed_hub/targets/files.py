@@ -133,6 +133,12 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
+def some_messages(messages: Sequence[str]) -> str:
+    """The first sentences, and how many more there are."""
+    more = len(messages) - SHOWN
+    return " ".join(messages[:SHOWN]) + (f" And {more:,} more." if more > 0 else "")
+
+
 def either(paths: Iterable[Path]) -> str:
     """``a, or b``: paths that would do."""
     return ", or ".join(map(str, paths))

@@ -16,7 +16,7 @@ from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import Progress
 from wsssbed_hub.reader import check_image_id
 from wsssbed_hub.targets.base import Finding, NotThere, Source
-from wsssbed_hub.targets.files import image_size, listing, read_grey, read_rgb, some
+from wsssbed_hub.targets.files import image_size, listing, read_grey, read_rgb, some, some_messages
 from wsssbed_hub.targets.sod_instances import (
     Drawn,
     InstanceLayout,
@@ -27,7 +27,6 @@ from wsssbed_hub.targets.sod_instances import (
 
 _JPEG = (".jpg", ".jpeg")
 _ANY = (*_JPEG, ".png")
-_MESSAGES = 3
 
 
 class Layout(NamedTuple):
@@ -275,6 +274,5 @@ def _open_all(spec: SodSpec, pairs: Sequence[Pair | Drawn], progress: Progress |
             messages.append(str(error))
         if progress is not None:
             progress(done, len(pairs))
-    more = len(messages) - _MESSAGES
-    detail = " ".join(messages[:_MESSAGES]) + (f" And {more:,} more." if more > 0 else "")
+    detail = some_messages(messages)
     return Finding(f"{spec.name}: every pair opened", not messages, len(pairs), detail=detail)

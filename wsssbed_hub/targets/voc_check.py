@@ -11,13 +11,11 @@ import numpy as np
 
 from wsssbed_hub.errors import HubError
 from wsssbed_hub.files import Progress
-from wsssbed_hub.targets.base import Finding
+from wsssbed_hub.targets.base import Finding, all_opened
 from wsssbed_hub.targets.files import some
 
 if TYPE_CHECKING:
     from wsssbed_hub.targets.voc import VocTarget
-
-_MESSAGES = 3
 
 
 def inspect(target: VocTarget, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
@@ -85,10 +83,7 @@ def _open_all(
                 unnamed.append(image_id)
         if progress is not None:
             progress(done, len(splits))
-    for what, messages in problems.items():
-        more = len(messages) - _MESSAGES
-        detail = " ".join(messages[:_MESSAGES]) + (f" And {more:,} more." if more > 0 else "")
-        yield Finding(f"every {what} opened", not messages, path=str(target.folder), detail=detail)
+    yield from all_opened(problems, target.folder)
     detail = f"{some(unnamed)}: not an error, annotators disagree" if unnamed else ""
     yield Finding("masks with a class that the annotation lacks", True, len(unnamed), detail=detail)
 
