@@ -32,18 +32,18 @@ check: install  ## lint, format, types, generated files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m wsssbed_hub.schema --check manifests/manifest.schema.json
-	$(BIN)/python -m wsssbed_hub.release_manifests --check manifests
+	$(BIN)/python -m wsssbed_hub.artifacts.schema --check manifests/manifest.schema.json
+	$(BIN)/python -m wsssbed_hub.registry.release.manifests --check manifests
 
 format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 schema: install  ## write the manifest's JSON schema
-	$(BIN)/python -m wsssbed_hub.schema manifests/manifest.schema.json
+	$(BIN)/python -m wsssbed_hub.artifacts.schema manifests/manifest.schema.json
 
 manifests: install  ## write the manifests of the WSSS-BED release
-	$(BIN)/python -m wsssbed_hub.release_manifests manifests
+	$(BIN)/python -m wsssbed_hub.registry.release.manifests manifests
 
 constraints: pyproject.toml  ## resolve every dependency anew and pin what came out
 	rm -rf build/resolve && $(PYTHON) -m venv build/resolve

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from stages.runtime.catalogue import all_stages, find_stage
 from stages.runtime.ending import leave
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 # torch's threads spin while they wait for each other. Where other work shares the cores, that costs
 # far more than waking them up does: measured on two cores, a step took 1.2 s instead of 6.4 s.

@@ -23,15 +23,15 @@ import numpy as np
 import typer
 
 from stages.small_runs import TARGET, SmallRun, contained, outside, run_all
-from wsssbed_hub.differences import numbers_of
-from wsssbed_hub.engines import find_engine, find_gpus
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.files import write_whole
-from wsssbed_hub.keyfolder import open_entry, read_manifest
-from wsssbed_hub.manifest import Entry
-from wsssbed_hub.reader import Activations
-from wsssbed_hub.targets.shapes import make_shapes
-from wsssbed_hub.weights import MODEL, read_header
+from wsssbed_hub.artifacts.key_folder import open_entry, read_manifest
+from wsssbed_hub.artifacts.manifest import Entry
+from wsssbed_hub.artifacts.maps import Activations
+from wsssbed_hub.artifacts.weights import MODEL, read_header
+from wsssbed_hub.containers.engines import find_engine, find_gpus
+from wsssbed_hub.datasets.shapes import make_shapes
+from wsssbed_hub.evaluation.differences import numbers_of
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.files import write_whole
 
 RECORDS = Path("docker/gpu-records")
 WORK = Path("build/gpu-check")

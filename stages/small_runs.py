@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from stages.runtime.catalogue import Stage, all_stages
-from wsssbed_hub.containers import Job, default_image, engine_command
-from wsssbed_hub.engines import caller, need_image
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.keyfolder import MANIFEST, read_manifest
-from wsssbed_hub.manifest import Entry
-from wsssbed_hub.mounts import place
+from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest
+from wsssbed_hub.artifacts.manifest import Entry
+from wsssbed_hub.containers.command import Job, default_image, engine_command
+from wsssbed_hub.containers.engines import caller, need_image
+from wsssbed_hub.containers.mounts import place
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 REPOSITORY = os.environ.get("WSSSBED_IMAGES", "wsssbed")
 ORDER = ("sod", "cam", "pseudo", "seg")  # what is made before it can be used; others come last

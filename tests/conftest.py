@@ -18,8 +18,8 @@ from hubserver import HubServer
 from huggingface_hub import close_session, constants
 from samples import Hub, Outcome, key_folder
 
-from wsssbed_hub import cli
-from wsssbed_hub.hub import HubRegistry
+from wsssbed_hub.cli import app as cli
+from wsssbed_hub.registry.hub.registry import HubRegistry
 
 if TYPE_CHECKING:
     from gcsserver import GcsServer

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsssbed_hub.curves import threshold_curve
-    from wsssbed_hub.labels import pseudo_label
-    from wsssbed_hub.maps import open_artifact
-    from wsssbed_hub.registry import load_dataset, pull
+    from wsssbed_hub.evaluation.curves import threshold_curve
+    from wsssbed_hub.evaluation.pseudo_label import pseudo_label
+    from wsssbed_hub.registry.open_artifact import open_artifact
+    from wsssbed_hub.registry.pull import load_dataset, pull
 
     __version__: str
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "load_dataset": "registry",
-    "open_artifact": "maps",
-    "pseudo_label": "labels",
-    "pull": "registry",
-    "threshold_curve": "curves",
+    "load_dataset": "registry.pull",
+    "open_artifact": "registry.open_artifact",
+    "pseudo_label": "evaluation.pseudo_label",
+    "pull": "registry.pull",
+    "threshold_curve": "evaluation.curves",
 }
 
 

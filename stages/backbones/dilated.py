@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stages.backbones.imagenet import timm_model
 from stages.backbones.state import Rules, load_strictly
-from wsssbed_hub.errors import UsageError
+from wsssbed_hub.utils.errors import UsageError
 
 DilatedName = Literal["densenet169", "vgg16", "densenet-small"]
 STRIDE = 8  # pixels of the image for one of the feature

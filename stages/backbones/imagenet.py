@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 
 def timm_model(name: str) -> Any:

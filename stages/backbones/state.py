@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 _SHOWN = 5  # names in a message; a wrong checkpoint has hundreds

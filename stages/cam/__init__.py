@@ -25,11 +25,11 @@ from stages.runtime.method import Method
 from stages.runtime.options import WHERE, TrainOptions
 from stages.runtime.phases import Phase
 from stages.runtime.training import Trained
-from wsssbed_hub.errors import UsageError
-from wsssbed_hub.labelling import ingredient
-from wsssbed_hub.manifest import TrainedOn
-from wsssbed_hub.maps import Activations, Maps
-from wsssbed_hub.targets import Target, open_target
+from wsssbed_hub.artifacts.manifest import TrainedOn
+from wsssbed_hub.datasets import Target, open_target
+from wsssbed_hub.evaluation.labelling import ingredient
+from wsssbed_hub.registry.open_artifact import Activations, Maps
+from wsssbed_hub.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

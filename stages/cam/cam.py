@@ -33,7 +33,7 @@ from stages.runtime.method import Initial
 from stages.runtime.multiscale import multi_scale_maps
 from stages.runtime.norm import freeze_batchnorm
 from stages.runtime.phases import Batch, Phase, Source, poly
-from wsssbed_hub import manifest
+from wsssbed_hub.artifacts import manifest
 
 
 @dataclass(frozen=True)

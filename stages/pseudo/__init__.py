@@ -17,10 +17,15 @@ from stages.runtime.artifacts import (
 from stages.runtime.options import WHERE, OutputOptions
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import machine, provenance
-from wsssbed_hub import manifest
-from wsssbed_hub.labelling import choose_threshold, ingredient, label_artifact, label_settings
-from wsssbed_hub.maps import Maps
-from wsssbed_hub.targets import Target, open_target
+from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.datasets import Target, open_target
+from wsssbed_hub.evaluation.labelling import (
+    choose_threshold,
+    ingredient,
+    label_artifact,
+    label_settings,
+)
+from wsssbed_hub.registry.open_artifact import Maps
 
 CARD = manifest.Method(
     name="Algorithm 1 of WSSS-BED",

@@ -20,14 +20,20 @@ from stages.runtime.progress import progress, say
 from stages.runtime.provenance import provenance
 from stages.runtime.runfolder import locked
 from stages.runtime.training import Trained, trained_network
-from wsssbed_hub.digests import list_digest
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.keyfolder import complete, finished
-from wsssbed_hub.keys import Key
-from wsssbed_hub.manifest import Ingredient, Method, Provenance, Result, TrainedOn
-from wsssbed_hub.maps import Activations, Maps, open_artifact, write_maps, write_parts
-from wsssbed_hub.targets import Target
-from wsssbed_hub.writing import PART, Written
+from wsssbed_hub.artifacts.digests import list_digest
+from wsssbed_hub.artifacts.key_folder import complete, finished
+from wsssbed_hub.artifacts.keys import Key
+from wsssbed_hub.artifacts.manifest import Ingredient, Method, Provenance, Result, TrainedOn
+from wsssbed_hub.artifacts.shard_writer import PART, Written
+from wsssbed_hub.datasets import Target
+from wsssbed_hub.registry.open_artifact import (
+    Activations,
+    Maps,
+    open_artifact,
+    write_maps,
+    write_parts,
+)
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 SELECTION = "last iteration"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wsssbed_hub.errors import UsageError, did_you_mean
+from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 ROOT = Path(__file__).parents[1]
 _SHARED = {"runtime", "backbones"}

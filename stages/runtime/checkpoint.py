@@ -17,8 +17,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from stages.backbones.state import load_strictly
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.files import expect_trouble, write_whole
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 _WRAPPERS = ("state_dict", "model", "network", "params")  # where checkpoints keep their weights
 

@@ -12,7 +12,7 @@ from stages.runtime.catalogue import Stage
 from stages.runtime.options import command
 from stages.runtime.recipes import described
 from stages.runtime.trouble import explained
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from stages.runtime.permutohedral import Lattice, build_lattice
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 
 @dataclass(frozen=True)

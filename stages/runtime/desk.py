@@ -20,9 +20,9 @@ from stages.runtime.progress import say
 from stages.runtime.provenance import environment
 from stages.runtime.recipes import choose_recipe
 from stages.runtime.trainer import Conduct
-from wsssbed_hub.digests import file_digest
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.manifest import Environment
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.manifest import Environment
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 _WORKERS = 8  # at most, unless asked for: more rarely pay
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from wsssbed_hub.errors import UsageError
+from wsssbed_hub.utils.errors import UsageError
 
 AMP = ("off", "bf16", "fp16")
 PRECISION = {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)  # one process may write labels or a checkpoint while others wait

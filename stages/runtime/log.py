@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stages.runtime import distributed
-from wsssbed_hub.files import expect_trouble
+from wsssbed_hub.utils.files import expect_trouble
 
 
 class Log:

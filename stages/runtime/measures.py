@@ -15,11 +15,11 @@ import torch
 
 from stages.runtime import distributed
 from stages.runtime.options import TrainOptions
-from wsssbed_hub.digests import list_digest
-from wsssbed_hub.errors import UsageError
-from wsssbed_hub.files import expect_trouble, write_whole
-from wsssbed_hub.manifest import Result
-from wsssbed_hub.metrics import SegmentationScore
+from wsssbed_hub.artifacts.digests import list_digest
+from wsssbed_hub.artifacts.manifest import Result
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.utils.errors import UsageError
+from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 VAL = "val"
 Seed = int | None

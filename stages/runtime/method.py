@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from stages.runtime.phases import Phase
-from wsssbed_hub import manifest
-from wsssbed_hub.errors import UsageError
+from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.runtime import distributed
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 # Changing the class of a module keeps the module itself, its parameters and its place: whoever
 # holds a reference to it (an optimiser, a method) still holds the right thing.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
-from wsssbed_hub.keys import Version
+from wsssbed_hub.artifacts.keys import Version
 
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
 Seeds = Annotated[

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 # float32 places a point between vertices to 1/16 of their distance at this coordinate; beyond it
 # the barycentric weights would be noise.

@@ -16,7 +16,7 @@ import torch
 
 from stages.runtime import distributed
 from stages.runtime.device import PRECISION
-from wsssbed_hub.manifest import Environment, Ingredient, Provenance
+from wsssbed_hub.artifacts.manifest import Environment, Ingredient, Provenance
 
 PACKAGES = ("numpy", "pillow", "safetensors", "timm", "torchvision")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

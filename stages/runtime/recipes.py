@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from wsssbed_hub.errors import UsageError, did_you_mean
+from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 
 def choose_recipe(

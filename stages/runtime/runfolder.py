@@ -19,10 +19,10 @@ from torch import nn
 
 from stages.runtime import distributed
 from stages.runtime.checkpoint import save_weights
-from wsssbed_hub.digests import file_digest
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.files import expect_trouble, write_whole
-from wsssbed_hub.manifest import Ingredient
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.manifest import Ingredient
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 SETTINGS, WEIGHTS, SCRATCH, LOCK = "run.json", "weights.safetensors", "scratch", "lock"
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 
 def share(batches: Mapping[str, Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from stages.runtime import distributed, interruption
 from stages.runtime.chance import generator
 from stages.runtime.phases import Batch, Phase, Sample, Source, Sources
 from stages.runtime.shared_memory import share
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 Place = tuple[int, int]  # optimiser step, pass
 

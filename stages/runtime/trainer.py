@@ -22,7 +22,7 @@ from stages.runtime.phases import Batch, Phase, Samples, Source, Sources, poly
 from stages.runtime.progress import Show, progress
 from stages.runtime.stream import Row, batches, passes_of, rows_of
 from stages.runtime.trouble import explained
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 __all__ = ["Conduct", "Phase", "Samples", "Source", "Trainer", "poly"]
 

@@ -18,7 +18,7 @@ from stages.runtime.method import Method
 from stages.runtime.progress import duration, say
 from stages.runtime.runfolder import SCRATCH, RunFolder
 from stages.runtime.trainer import Trainer
-from wsssbed_hub.manifest import Ingredient
+from wsssbed_hub.artifacts.manifest import Ingredient
 
 
 @dataclass(frozen=True)

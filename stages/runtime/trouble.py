@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 _SIGNS = (
     ("can't allocate memory", "memory"),

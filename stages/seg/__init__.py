@@ -32,13 +32,13 @@ from stages.runtime.provenance import provenance
 from stages.runtime.runfolder import locked
 from stages.runtime.training import Trained, trained_network
 from stages.seg._measure import NO_CRF, Crf, measure, stated, summary
-from wsssbed_hub.curves import require_ids
-from wsssbed_hub.digests import content_digest, image_digest, list_digest
-from wsssbed_hub.labelling import ingredient
-from wsssbed_hub.manifest import Ingredient, TrainedOn
-from wsssbed_hub.maps import Maps
-from wsssbed_hub.targets import Target, open_target
-from wsssbed_hub.weights import write_weights
+from wsssbed_hub.artifacts.digests import content_digest, image_digest, list_digest
+from wsssbed_hub.artifacts.manifest import Ingredient, TrainedOn
+from wsssbed_hub.artifacts.weights import write_weights
+from wsssbed_hub.datasets import Target, open_target
+from wsssbed_hub.evaluation.curves import require_ids
+from wsssbed_hub.evaluation.labelling import ingredient
+from wsssbed_hub.registry.open_artifact import Maps
 
 GROUND_TRUTH = "ground-truth"
 

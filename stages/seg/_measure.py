@@ -18,10 +18,10 @@ from stages.runtime.densecrf import PRESETS, densecrf
 from stages.runtime.measures import VAL, Seed, mean_and_error, of_all_processes, results
 from stages.runtime.progress import progress
 from stages.runtime.training import Trained
-from wsssbed_hub.errors import UsageError, did_you_mean
-from wsssbed_hub.manifest import Result
-from wsssbed_hub.metrics import SegmentationScore
-from wsssbed_hub.targets import Target
+from wsssbed_hub.artifacts.manifest import Result
+from wsssbed_hub.datasets import Target
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 NO_CRF = "none"
 _BGR = {"deeplab"}  # presets whose published program hands the CRF the image in that order

@@ -40,8 +40,8 @@ from stages.runtime.method import Initial
 from stages.runtime.norm import freeze_batchnorm
 from stages.runtime.phases import Batch, Phase, Source
 from stages.seg import SegData, SegMethod
-from wsssbed_hub import manifest
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.utils.errors import HubError
 
 MEAN_BGR = (104.008, 116.669, 122.675)
 PIXEL_DEVIATION = 65.0  # of the network's input, roughly

@@ -22,8 +22,8 @@ from stages.runtime.desk import set_out
 from stages.runtime.method import Method
 from stages.runtime.options import TrainOptions
 from stages.runtime.phases import Phase
-from wsssbed_hub.manifest import Supervision, TrainedOn
-from wsssbed_hub.targets import SodDataset, open_sod_dataset, open_target
+from wsssbed_hub.artifacts.manifest import Supervision, TrainedOn
+from wsssbed_hub.datasets import SodDataset, open_sod_dataset, open_target
 
 
 class SodMethod(Method):

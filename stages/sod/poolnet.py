@@ -36,8 +36,8 @@ from stages.runtime.method import Initial
 from stages.runtime.norm import freeze_batchnorm
 from stages.runtime.phases import Batch, Phase, Source
 from stages.sod import SodMethod
-from wsssbed_hub import manifest
-from wsssbed_hub.targets import SodDataset
+from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.datasets import SodDataset
 
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 POOLS = (2, 4, 8)

@@ -21,7 +21,7 @@ from stages.ssnet._artifacts import make_artifacts
 from stages.ssnet._ssnet import SETTINGS, Method, Setting
 from stages.ssnet._tables import make_tables
 from stages.ssnet._training import Study, has_saliency, needs_sod
-from wsssbed_hub.errors import UsageError, did_you_mean
+from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 __all__ = ["Method", "Options", "run"]
 

@@ -35,9 +35,9 @@ from stages.ssnet._training import (
     has_segmentation,
     makes_labels,
 )
-from wsssbed_hub.labelling import ingredient
-from wsssbed_hub.manifest import Ingredient, Provenance, Result
-from wsssbed_hub.weights import write_weights
+from wsssbed_hub.artifacts.manifest import Ingredient, Provenance, Result
+from wsssbed_hub.artifacts.weights import write_weights
+from wsssbed_hub.evaluation.labelling import ingredient
 
 
 @dataclass(frozen=True)

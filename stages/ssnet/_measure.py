@@ -26,11 +26,11 @@ from stages.runtime.progress import progress, say
 from stages.runtime.training import Trained
 from stages.ssnet._ssnet import Setting
 from stages.ssnet._training import Study, has_saliency, has_segmentation
-from wsssbed_hub.digests import list_digest
-from wsssbed_hub.manifest import Ingredient, Result
-from wsssbed_hub.metrics import SegmentationScore
-from wsssbed_hub.saliency_metrics import SSNetSaliencyScore
-from wsssbed_hub.targets import SOD_DATASETS, SodDataset, is_there, open_sod_dataset
+from wsssbed_hub.artifacts.digests import list_digest
+from wsssbed_hub.artifacts.manifest import Ingredient, Result
+from wsssbed_hub.datasets import SOD_DATASETS, SodDataset, is_there, open_sod_dataset
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.saliency_metrics import SSNetSaliencyScore
 
 BENCHMARKS = ("ecssd", "pascal-s", "hku-is", "sod", "duts-te")
 SYNTHETIC = dict.fromkeys(("shapes", "shapes-coco"), ("shapes-te",))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from stages.backbones.dilated import STRIDE, Dilated, DilatedName
 from stages.backbones.state import Rules, load_strictly
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 SMALLEST = 1e-7  # probabilities are cut here before their logarithm
 NEW_DEVIATION = 0.02  # of the weights of new layers, in the published code

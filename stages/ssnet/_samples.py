@@ -10,9 +10,9 @@ import numpy as np
 
 from stages.runtime.augment import random_window, resized, turned
 from stages.runtime.images import imagenet_rgb
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.maps import Maps
-from wsssbed_hub.targets import SodDataset, Target
+from wsssbed_hub.datasets import SodDataset, Target
+from wsssbed_hub.registry.open_artifact import Maps
+from wsssbed_hub.utils.errors import HubError
 
 _WHITE = 128  # a mask's pixel from this grey on is salient
 _TURN = 10  # degrees, to either side

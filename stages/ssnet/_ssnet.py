@@ -50,8 +50,8 @@ from stages.runtime.method import Method as BaseMethod
 from stages.runtime.phases import Batch, Phase, Source
 from stages.ssnet._network import SMALLEST, Output, Softmax, SSNet
 from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
-from wsssbed_hub import manifest
-from wsssbed_hub.errors import UsageError, did_you_mean
+from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 __all__ = ["RECIPES", "SETTINGS", "Method", "Recipe", "Setting", "SsnetData"]
 

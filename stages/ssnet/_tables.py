@@ -29,8 +29,8 @@ from stages.ssnet._measure import (
 )
 from stages.ssnet._ssnet import SETTINGS
 from stages.ssnet._training import MAIN, Study
-from wsssbed_hub.digests import list_digest
-from wsssbed_hub.files import expect_trouble, write_whole
+from wsssbed_hub.artifacts.digests import list_digest
+from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 # Zeng et al., ICCV 2019, with DenseNet-169: Table 5, mIoU in percent on VOC 2012 val …
 PAPER_MIOU = {"S": 33.1, "M": 57.1, "SS": 47.1, "MS": 62.7, "MM": 63.3}

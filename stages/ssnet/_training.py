@@ -23,18 +23,18 @@ from stages.runtime.measures import VAL, Seed
 from stages.runtime.provenance import provenance
 from stages.runtime.training import Trained, trained_network
 from stages.ssnet._ssnet import SETTINGS, Method, Setting, SsnetData
-from wsssbed_hub.errors import UsageError, did_you_mean
-from wsssbed_hub.keyfolder import read_manifest
-from wsssbed_hub.labelling import ingredient
-from wsssbed_hub.manifest import Ingredient, Provenance, TrainedOn
-from wsssbed_hub.maps import Maps, open_artifact
-from wsssbed_hub.targets import (
+from wsssbed_hub.artifacts.key_folder import read_manifest
+from wsssbed_hub.artifacts.manifest import Ingredient, Provenance, TrainedOn
+from wsssbed_hub.datasets import (
     SOD_DATASETS,
     SodDataset,
     Target,
     open_sod_dataset,
     open_target,
 )
+from wsssbed_hub.evaluation.labelling import ingredient
+from wsssbed_hub.registry.open_artifact import Maps, open_artifact
+from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 _VERSION = "1.0.0"  # of the labels in a training's folder
 MAIN = "MM"

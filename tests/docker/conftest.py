@@ -8,8 +8,8 @@ import pytest
 from engine_under_test import ENGINE
 
 from stages.small_runs import Made, outside, run_all
-from wsssbed_hub.manifest import Entry
-from wsssbed_hub.targets.shapes import make_shapes
+from wsssbed_hub.artifacts.manifest import Entry
+from wsssbed_hub.datasets.shapes import make_shapes
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

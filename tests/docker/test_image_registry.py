@@ -14,8 +14,8 @@ from engine_under_test import ENGINE, image_of
 
 from stages.runtime.catalogue import find_stage
 from stages.small_runs import Made, made_in, small_run
-from wsssbed_hub.engines import find_image
-from wsssbed_hub.manifest import Entry
+from wsssbed_hub.artifacts.manifest import Entry
+from wsssbed_hub.containers.engines import find_image
 
 ADDRESS = "127.0.0.1:5055"
 NAME = f"{ADDRESS}/wsssbed/pseudo"
@@ -68,7 +68,7 @@ def engine(*arguments: str) -> None:
 
 
 def hub(*arguments: object) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from wsssbed_hub.cli import main; sys.exit(main())"
+    program = "import sys; from wsssbed_hub.cli.app import main; sys.exit(main())"
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -15,9 +15,9 @@ from engine_under_test import ENGINE, USER, image_of
 
 from stages.runtime.catalogue import find_stage
 from stages.small_runs import Made, SmallRun, contained, container_job, in_order, made_in, small_run
-from wsssbed_hub.containers import engine_command
-from wsssbed_hub.engines import find_image
-from wsssbed_hub.manifest import Entry
+from wsssbed_hub.artifacts.manifest import Entry
+from wsssbed_hub.containers.command import engine_command
+from wsssbed_hub.containers.engines import find_image
 
 STAGES = [stage.name for stage in in_order()]
 Outside = tuple[Made, dict[str, dict[str, Entry]]]

@@ -17,11 +17,11 @@ from reports import (
     truth,
 )
 
-from wsssbed_hub.labels import pseudo_label
-from wsssbed_hub.manifest import Result
-from wsssbed_hub.metrics import SegmentationScore
+from wsssbed_hub.artifacts.manifest import Result
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.report import Report, row_of, saliency_score, segmentation_score
-from wsssbed_hub.words import MOST, printable
+from wsssbed_hub.utils.text import MOST, printable
 
 
 def test_json_and_back():

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from reports import IDS, MapsOf, Pictures, activations, saliency, truth
 
-from wsssbed_hub.errors import HubError
 from wsssbed_hub.report import choose_images, make_gallery
 from wsssbed_hub.report.data import Picture
+from wsssbed_hub.utils.errors import HubError
 
 
 def pixels(picture: Picture) -> np.ndarray:

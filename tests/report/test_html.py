@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from reports import full_report
 
-from wsssbed_hub.errors import HubError
 from wsssbed_hub.report import Report, render_html, write_html
 from wsssbed_hub.report.html import web_address
+from wsssbed_hub.utils.errors import HubError
 
 HOSTILE = [
     '"><script>alert(1)</script>',

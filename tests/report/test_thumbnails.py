@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from reports import MapsOf, Pictures, activations, saliency, truth
 
-from wsssbed_hub import pictures
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.artifacts import pictures
 from wsssbed_hub.report import thumbnail_gallery
+from wsssbed_hub.utils.errors import HubError
 
 PITCH, TOP = 110, 32  # a column of 100 pixels and a gap of 10; the titles above
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ssnet_bench import Bench
 
-from wsssbed_hub.targets import make_shapes
+from wsssbed_hub.datasets import make_shapes
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.backbones.caffe_resnet import CaffeResNet, fold_input, timm_imagenet
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

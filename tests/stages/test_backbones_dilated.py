@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.dilated import Dilated, timm_imagenet
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 NAMES = ("densenet169", "vgg16")
 

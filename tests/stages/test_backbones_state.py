@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.backbones.state import load_strictly
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 
 def network() -> nn.Module:

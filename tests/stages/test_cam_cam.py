@@ -14,7 +14,7 @@ from conformance import conformance
 from torch import nn
 
 from stages.cam.cam import RECIPES, Classifier, Method, Views
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 LABELS = {"a": (0,), "b": (1, 3), "c": ()}
 

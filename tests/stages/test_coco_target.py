@@ -9,9 +9,9 @@ import numpy as np
 from toy_methods import ToyCam, ToySeg, ToySod
 
 from stages import cam, pseudo, seg, sod
-from wsssbed_hub.keyfolder import read_manifest, verify_folder
-from wsssbed_hub.maps import open_artifact
-from wsssbed_hub.targets import open_target
+from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
+from wsssbed_hub.datasets import open_target
+from wsssbed_hub.registry.open_artifact import open_artifact
 
 TARGET = "shapes-coco"
 

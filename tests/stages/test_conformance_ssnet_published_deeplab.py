@@ -22,7 +22,7 @@ from torch import Tensor
 from stages.runtime.images import imagenet_rgb
 from stages.ssnet._network import SSNet
 from stages.ssnet._ssnet import RECIPES, SETTINGS, Method
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 CASE = "ssnet-published-deeplab"
 INPUTS, OUTPUTS = conformance.load(CASE)

@@ -26,8 +26,8 @@ from stages.runtime.method import Method
 from stages.runtime.phases import Phase
 from stages.runtime.trainer import Conduct, Trainer
 from stages.seg import SegData
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.targets import make_shapes, open_sod_dataset, open_target
+from wsssbed_hub.datasets import make_shapes, open_sod_dataset, open_target
+from wsssbed_hub.utils.errors import HubError
 
 TESTS = Path(__file__).parents[1]
 STAGES = [stage for stage in all_stages().values() if stage.module != stage.family]

@@ -21,7 +21,7 @@ from stages.runtime.densecrf import (
     densecrf_from_unary,
 )
 from stages.runtime.permutohedral import build_lattice
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 INPUTS, OUTPUTS = conformance.load("densecrf")
 SETTINGS = {"deeplab": DEEPLAB, "ssnet": SSNET}

@@ -15,12 +15,12 @@ import pytest
 
 from stages import gpu_check
 from stages.small_runs import TARGET, SmallRun, in_order, small_run
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.keyfolder import complete
-from wsssbed_hub.manifest import Environment, Method, Provenance
-from wsssbed_hub.reader import Activations
-from wsssbed_hub.weights import write_weights
-from wsssbed_hub.writing import write_maps
+from wsssbed_hub.artifacts.key_folder import complete
+from wsssbed_hub.artifacts.manifest import Environment, Method, Provenance
+from wsssbed_hub.artifacts.maps import Activations
+from wsssbed_hub.artifacts.shard_writer import write_maps
+from wsssbed_hub.artifacts.weights import write_weights
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 KEYS = {
     "sod": "sal/x",

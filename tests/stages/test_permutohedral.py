@@ -11,7 +11,7 @@ from conformance import conformance
 from torch import Tensor
 
 from stages.runtime.permutohedral import build_lattice
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 
 def lattice_filter_by_hand(features: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.backbones.state import load_strictly
 from stages.runtime.checkpoint import Checkpoint, load_weights, read_tensors, save_weights
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, -1.0])}
 

@@ -18,9 +18,9 @@ from stages.runtime.measures import (
     write_json,
 )
 from stages.runtime.options import TrainOptions
-from wsssbed_hub.digests import list_digest
-from wsssbed_hub.errors import UsageError
-from wsssbed_hub.metrics import SegmentationScore
+from wsssbed_hub.artifacts.digests import list_digest
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.utils.errors import UsageError
 
 HOW = {"split": "val", "initial": "random"}
 

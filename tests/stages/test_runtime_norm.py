@@ -10,7 +10,7 @@ from torch import nn
 
 from stages.runtime import distributed
 from stages.runtime.norm import freeze_batchnorm, synchronise_batchnorm
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 KINDS = [
     (nn.BatchNorm1d, (6, 3)),

@@ -15,7 +15,7 @@ from stages.runtime.catalogue import ROOT, all_stages, find_stage
 from stages.runtime.device import choose_device
 from stages.runtime.interruption import Interruption
 from stages.runtime.recipes import choose_recipe
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ import sys, torch
 from torch import nn
 from stages.runtime import distributed as d
 from stages.runtime.command import guarded
-from wsssbed_hub.errors import UsageError
+from wsssbed_hub.utils.errors import UsageError
 
 torch.set_num_threads(1)
 d.start(torch.device("cpu"))

@@ -11,7 +11,7 @@ import torch
 
 from stages.runtime import provenance as module
 from stages.runtime.provenance import environment, machine, provenance
-from wsssbed_hub.manifest import Ingredient
+from wsssbed_hub.artifacts.manifest import Ingredient
 
 CPU = torch.device("cpu")
 MADE_FROM = [Ingredient(role="weights", file="w.pth", digest="sha256:" + "0" * 64)]

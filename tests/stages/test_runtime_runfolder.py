@@ -11,9 +11,9 @@ import pytest
 from torch import nn
 
 from stages.runtime.runfolder import RunFolder, locked
-from wsssbed_hub.digests import file_digest
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.manifest import Ingredient
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.manifest import Ingredient
+from wsssbed_hub.utils.errors import HubError
 
 SETTINGS = {"recipe": {"rate": 0.1, "scales": (1, 2)}, "seed": 0}
 

@@ -11,7 +11,7 @@ PROGRAM = """
 import numpy as np, torch
 from stages.runtime.phases import Source
 from stages.runtime.stream import Row, batches
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 class Large:
     def __len__(self): return 4

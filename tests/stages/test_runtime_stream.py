@@ -11,7 +11,7 @@ from toys import Noise
 
 from stages.runtime.phases import Phase, Source
 from stages.runtime.stream import _Batches, batches, passes_of, rows_of
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 
 class Numbers:

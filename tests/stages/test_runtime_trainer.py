@@ -17,7 +17,7 @@ from toys import Noise, Plan, train
 from stages.runtime.checkpoint import Checkpoint
 from stages.runtime.interruption import Interruption
 from stages.runtime.trainer import Conduct, Phase, Source, Trainer
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 CPU = Conduct(0, torch.device("cpu"))
 

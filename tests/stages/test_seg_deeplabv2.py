@@ -30,11 +30,11 @@ from stages.seg.deeplabv2 import (
     scale_losses,
     shrink_label,
 )
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.keyfolder import read_manifest
-from wsssbed_hub.manifest import Entry, Result
-from wsssbed_hub.metrics import SegmentationScore
-from wsssbed_hub.targets import open_target
+from wsssbed_hub.artifacts.key_folder import read_manifest
+from wsssbed_hub.artifacts.manifest import Entry, Result
+from wsssbed_hub.datasets import open_target
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 
 @pytest.mark.parametrize("old", [(321, 321), (40, 65), (7, 9)])

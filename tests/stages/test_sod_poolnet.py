@@ -13,7 +13,7 @@ import torch
 from references import checkpoint
 
 from stages.sod.poolnet import MEAN_BGR, MIN_SIDE, RECIPES, Method, Pairs, PoolNet, saliency_loss
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 SMALL = replace(RECIPES["shapes"], width=4)
 

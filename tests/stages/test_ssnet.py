@@ -31,7 +31,7 @@ from stages.ssnet._ssnet import (
     saliency_loss,
     segmentation_loss,
 )
-from wsssbed_hub.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 ALL = pytest.mark.parametrize("name", SETTINGS)
 

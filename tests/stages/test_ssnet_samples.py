@@ -14,7 +14,7 @@ from ssnets import CLASSES, Labels, two_images
 from stages.runtime.chance import generator
 from stages.runtime.images import MEAN_RGB, STD_RGB
 from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.utils.errors import HubError
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from ssnet_bench import MADE, SMALL, Bench
 
 from stages.__main__ import main
 from stages.runtime.densecrf import SSNET
-from wsssbed_hub.digests import file_digest
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.evaluation import score_saliency
-from wsssbed_hub.keyfolder import read_manifest, verify_folder
-from wsssbed_hub.manifest import Entry, Result
-from wsssbed_hub.maps import open_artifact
-from wsssbed_hub.metrics import SegmentationScore
-from wsssbed_hub.targets import SOD_DATASETS, open_sod_dataset, open_target
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
+from wsssbed_hub.artifacts.manifest import Entry, Result
+from wsssbed_hub.datasets import SOD_DATASETS, open_sod_dataset, open_target
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.score import score_saliency
+from wsssbed_hub.registry.open_artifact import open_artifact
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 
 def roles(entry: Entry) -> list[str]:

@@ -18,13 +18,13 @@ from toy_methods import ToyCam, ToyCamWithSaliency, ToySeg, ToySod
 
 from stages import cam, pseudo, seg, sod
 from stages.runtime.interruption import Interruption
-from wsssbed_hub.digests import file_digest
-from wsssbed_hub.errors import HubError, UsageError
-from wsssbed_hub.keyfolder import read_manifest, verify_folder
-from wsssbed_hub.manifest import Entry
-from wsssbed_hub.maps import open_artifact
-from wsssbed_hub.metrics import SegmentationScore
-from wsssbed_hub.targets import open_target
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
+from wsssbed_hub.artifacts.manifest import Entry
+from wsssbed_hub.datasets import open_target
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.registry.open_artifact import open_artifact
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 
 class Bench:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.__main__ import main
-from wsssbed_hub.keyfolder import read_manifest, verify_folder
+from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 
 
 class Bomb:

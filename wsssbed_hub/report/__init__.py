@@ -5,6 +5,7 @@
 ``curves_png`` and ``Report.dump`` show it.
 """
 
+from wsssbed_hub.artifacts.lineage import Node, provenance_tree
 from wsssbed_hub.report.build import (
     label_score,
     own_label_score,
@@ -27,7 +28,6 @@ from wsssbed_hub.report.html import render_html, write_html
 from wsssbed_hub.report.plots import curves_png
 from wsssbed_hub.report.text import markdown, terminal_table
 from wsssbed_hub.report.thumbnails import thumbnail_gallery
-from wsssbed_hub.tree import Node, provenance_tree
 
 __all__ = [
     "Basis",

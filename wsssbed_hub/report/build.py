@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from wsssbed_hub.manifest import Result, Threshold
-from wsssbed_hub.metrics import class_iou, mean_iou, or_none
+from wsssbed_hub.artifacts.manifest import Result, Threshold
+from wsssbed_hub.evaluation.metrics import class_iou, mean_iou, or_none
 from wsssbed_hub.report.data import (
     Basis,
     Curve,
@@ -18,8 +18,8 @@ from wsssbed_hub.report.data import (
 )
 
 if TYPE_CHECKING:
-    from wsssbed_hub import metrics
-    from wsssbed_hub.curves import ThresholdCurve
+    from wsssbed_hub.evaluation import metrics
+    from wsssbed_hub.evaluation.curves import ThresholdCurve
 
 MIOU = "mIoU"  # what results call it
 
@@ -96,8 +96,8 @@ def row_of(
 def saliency_score(
     measures: Mapping[str, float], dataset: str, images: int, image_list: str | None = None
 ) -> SaliencyScore:
-    """``mae``, ``max_f`` and ``s_measure`` of ``measures`` (see ``wsssbed_hub.saliency_metrics``),
-    measured on ``images`` images of ``dataset``."""
+    """``mae``, ``max_f`` and ``s_measure`` of ``measures`` (see
+    ``wsssbed_hub.evaluation.saliency_metrics``), measured on ``images`` images of ``dataset``."""
     known = {name: measures[name] for name in ("mae", "max_f", "s_measure") if name in measures}
     return SaliencyScore(**known, basis=Basis(split=dataset, images=images, image_list=image_list))
 

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from wsssbed_hub.manifest import Digest, Model, Threshold
-from wsssbed_hub.tree import Node
-from wsssbed_hub.words import Words
+from wsssbed_hub.artifacts.lineage import Node
+from wsssbed_hub.artifacts.manifest import Digest, Model, Threshold
+from wsssbed_hub.utils.text import Words
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Maybe = Share | None
@@ -58,7 +58,7 @@ class OwnLabelScore(Model):
 
 
 class LabelScore(OwnLabelScore):
-    """The same of labels at one tau (see ``wsssbed_hub.curves``)."""
+    """The same of labels at one tau (see ``wsssbed_hub.evaluation.curves``)."""
 
     threshold: Threshold
 

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from wsssbed_hub import pictures
-from wsssbed_hub.errors import HubError
-from wsssbed_hub.png import encode_png
+from wsssbed_hub.artifacts import pictures
+from wsssbed_hub.artifacts.png_codec import encode_png
 from wsssbed_hub.report.data import Gallery, GalleryRow, Picture
+from wsssbed_hub.utils.errors import HubError
 
 
 class Images(Protocol):
-    """What is needed of a target (see wsssbed_hub.targets)."""
+    """What is needed of a target (see wsssbed_hub.datasets)."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -24,7 +24,7 @@ class Images(Protocol):
 
 
 class Readable(Protocol):
-    """What is needed of maps (see wsssbed_hub.maps): kind ``sal``, ``cam`` or ``label``."""
+    """What is needed of maps (see wsssbed_hub.artifacts.maps): ``sal``, ``cam`` or ``label``."""
 
     @property
     def kind(self) -> str: ...

@@ -12,13 +12,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsssbed_hub import pictures
-from wsssbed_hub.files import expect_trouble, write_whole
+from wsssbed_hub.artifacts import pictures
 from wsssbed_hub.report import plots
 from wsssbed_hub.report.data import Report
 from wsssbed_hub.report.finding import find, fixed_words
 from wsssbed_hub.report.notes import short_digest
 from wsssbed_hub.report.table import class_table, results_table
+from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment

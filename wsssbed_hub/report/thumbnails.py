@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from wsssbed_hub import pictures
-from wsssbed_hub.errors import HubError
+from wsssbed_hub.artifacts import pictures
 from wsssbed_hub.report.gallery import Images, Readable, class_name
+from wsssbed_hub.utils.errors import HubError
 
 _MOST = 4  # maps of one image that are shown beside each other: the rest is left out
 

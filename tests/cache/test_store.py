@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from killing import deaths, exit_code, in_child
+from samples import flip, key_folder, leftovers
+
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.manifest import File
+from wsssbed_hub.cache.store import Store, cache_folder
+from wsssbed_hub.registry.pull import open_registry, pull, verify
+from wsssbed_hub.utils.errors import HubError
+
+BYTES = bytes(range(256)) * 10_000  # several chunks
+PATH = "voc12/1.0.0/00000.parquet"
+
+
+class Source:
+    """Gives the bytes it is told to and writes down where it was opened."""
+
+    def __init__(self, data: bytes = BYTES, most: int | None = None):
+        self.data, self.most = data, most
+        self.opened: list[int] = []
+
+    def __call__(self, file: File, offset: int) -> BinaryIO:
+        assert file.path == PATH
+        self.opened.append(offset)
+        end = None if self.most is None else offset + self.most
+        return io.BytesIO(self.data[offset:end])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    (tmp_path / "x").write_bytes(BYTES)
+    return File(path=PATH, size=len(BYTES), sha256=file_digest(tmp_path / "x"))
+
+
+def kept(store: Store) -> list[str]:
+    return sorted(path.name for path in store.root.rglob("*") if path.is_file())
+
+
+def test_a_file_is_fetched_once(file: File) -> None:
+    store, source, steps = Store(), Source(), []
+    for _ in range(2):
+        blob = store.fetch(file, source, steps.append)
+        assert blob.read_bytes() == BYTES
+        assert sum(steps) == len(BYTES)
+        steps.clear()
+    assert source.opened == [0]
+    assert kept(store) == [file.sha256.removeprefix("sha256:")]
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o444
+
+
+def test_an_interrupted_fetch_goes_on(file: File) -> None:
+    store, source, steps = Store(), Source(most=1_000_000), []
+    for offset in (1_000_000, 2_000_000):
+        with pytest.raises(HubError, match=rf"cut short: {offset:,} of 2,560,000 bytes came"):
+            store.fetch(file, source)
+        assert not store.blob(file).exists()
+    assert store.fetch(file, source, steps.append).read_bytes() == BYTES
+    assert source.opened == [0, 1_000_000, 2_000_000]
+    assert sum(steps) == len(BYTES)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (BYTES[:-1] + b"x", r"Expected sha256:\w+, received sha256:"),
+        (BYTES + b"x", r"Expected sha256:\w+, received more than 2,560,000 bytes"),
+        (bytes(len(BYTES)), r"Expected sha256:\w+, received sha256:"),
+    ],
+)
+def test_wrong_bytes_are_not_kept(file: File, data: bytes, message: str) -> None:
+    store = Store()
+    with pytest.raises(HubError, match=message) as caught:
+        store.fetch(file, Source(data))
+    assert PATH in str(caught.value)
+    assert file.sha256 in str(caught.value)
+    assert kept(store) == []
+
+
+def test_nothing_came(file: File) -> None:
+    store = Store()
+    with pytest.raises(HubError, match="cut short: 0 of"):
+        store.fetch(file, Source(b""))
+    assert kept(store) == []
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    file = File(path=PATH, size=0, sha256=file_digest(tmp_path / "empty"))
+    assert Store().fetch(file, Source(b"")).read_bytes() == b""
+
+
+@pytest.mark.parametrize("left", [b"x" * 100, BYTES[:-1] + b"x", BYTES + b"x"])
+def test_a_damaged_beginning_is_fetched_again(file: File, left: bytes) -> None:
+    store, steps = Store(), []
+    blob = store.blob(file)
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.partial").write_bytes(left)
+    assert store.fetch(file, Source(), steps.append).read_bytes() == BYTES
+    assert sum(steps) == len(BYTES)
+
+
+@pytest.mark.parametrize("place", [0, 1_234_567, len(BYTES) - 1])
+def test_a_flipped_bit_in_the_cache_is_found_and_mended(file: File, place: int) -> None:
+    store, source = Store(), Source()
+    flip(store.fetch(file, source), place)
+    assert store.fetch(file, source).read_bytes() == BYTES
+    assert source.opened == [0, 0]
+
+
+def test_a_blob_that_cannot_be_mended_is_not_kept(file: File) -> None:
+    store = Store()
+    flip(store.fetch(file, Source()), 99)
+    with pytest.raises(HubError, match="wrong bytes"):
+        store.fetch(file, Source(bytes(len(BYTES))))
+    assert kept(store) == []
+
+
+def test_several_processes_fetch_once(file: File, tmp_path: Path) -> None:
+    log = tmp_path / "opened"
+
+    def open_file(file: File, offset: int) -> BinaryIO:
+        with open(log, "a") as out:
+            out.write("x")
+        return Source()(file, offset)
+
+    def fetch() -> None:
+        assert Store().fetch(file, open_file).read_bytes() == BYTES
+
+    assert [exit_code(pid) for pid in [in_child(fetch) for _ in range(6)]] == [0] * 6
+    assert log.read_text() == "x"
+    assert not leftovers(Store().root)
+
+
+def test_killed_while_fetching(file: File) -> None:
+    store = Store()
+    died = 0
+    for died in deaths(lambda: store.fetch(file, Source())):  # noqa: B007
+        assert not store.blob(file).exists() or store.blob(file).read_bytes() == BYTES
+    assert died > 5
+    assert store.blob(file).read_bytes() == BYTES
+    assert not leftovers(store.root)
+
+
+def test_killed_at_every_point_of_a_fresh_fetch(file: File, tmp_path: Path) -> None:
+    def fetch() -> None:
+        Store(tmp_path / f"cache-{os.getpid()}").fetch(file, Source())
+
+    assert len(list(deaths(fetch))) > 8
+    for root in tmp_path.glob("cache-*"):
+        assert Store(root).fetch(file, Source()).read_bytes() == BYTES
+        assert not leftovers(root)
+
+
+def test_a_disk_that_fills(file: File, small_disk: Any) -> None:
+    disk, resize = small_disk
+    store = Store(disk / "cache")
+    with pytest.raises(HubError, match="small-disk/cache: the disk is full; 2,560,000 bytes are"):
+        store.fetch(file, Source())
+    assert [name.endswith(".partial") for name in kept(store)] == [True]
+    resize(4 << 20)
+    source = Source()
+    assert store.fetch(file, source).read_bytes() == BYTES
+    assert 500_000 < source.opened[0] <= 1 << 20  # it went on
+    assert len(kept(store)) == 1
+
+
+def test_copies_where_links_cannot_be_made(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_folder(tmp_path / "key")
+    open_registry(create=True).publish(tmp_path / "key")
+
+    def link(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", link)
+    folder = pull("sal/test")
+    place = folder / "shapes/1.0.0/00000.parquet"
+    assert place.stat().st_nlink == 1
+    before = place.stat().st_mtime_ns
+    assert pull("sal/test") == folder
+    assert place.stat().st_mtime_ns == before
+    flip(place, 70)
+    assert verify(pull("sal/test"))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"WSSSBED_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/wsssbed-hub"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/wsssbed-hub"),
+        ({"WSSSBED_CACHE": "", "HOME": "/home/me"}, "/home/me/.cache/wsssbed-hub"),
+    ],
+)
+def test_where_the_cache_is(
+    monkeypatch: pytest.MonkeyPatch, names: dict[str, str], expected: str
+) -> None:
+    for name in ("WSSSBED_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert str(cache_folder()) == expected
+
+
+def test_the_cache_may_be_removed(file: File) -> None:
+    store = Store()
+    store.fetch(file, Source())
+    shutil.rmtree(store.root)
+    assert store.fetch(file, Source()).read_bytes() == BYTES

@@ -1,0 +1,348 @@
+"""Labelling an artifact: what is written, what is compared, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsssbed_hub.artifacts.digests import list_digest
+from wsssbed_hub.artifacts.manifest import Ingredient, Threshold
+from wsssbed_hub.artifacts.maps import Activations, Maps
+from wsssbed_hub.evaluation.curves import threshold_curve
+from wsssbed_hub.evaluation.labelling import (
+    choose_threshold,
+    ingredient,
+    label_artifact,
+    label_settings,
+    resolve_threshold,
+)
+from wsssbed_hub.evaluation.pseudo_label import pseudo_label
+from wsssbed_hub.registry.open_artifact import open_artifact
+from wsssbed_hub.utils.errors import HubError, UsageError
+
+TAU = Threshold(tau=0.3, origin="given")
+IDS = [f"img{number:03d}" for number in range(80)]  # more than one part of a Parquet file
+
+
+class Drawn(Maps):
+    """Random maps in memory that count how often they are read."""
+
+    def __init__(self, kind: str, image_ids: list[str] = IDS, *, key: str | None = "auto") -> None:
+        self.kind = kind
+        self.key = f"{kind}/drawn@1.0.0" if key == "auto" else key
+        self.name = self.key or f"/somewhere/{kind}"
+        self.image_ids = image_ids
+        self.reads = 0
+
+    def read(self, image_id: str) -> Any:
+        self.reads += 1
+        rng = np.random.default_rng([ord(c) for c in self.kind + image_id])
+        if self.kind == "sal":
+            return rng.integers(0, 256, (6, 7), dtype=np.uint8)
+        return Activations(rng.integers(0, 256, (2, 6, 7), dtype=np.uint8), np.array([3, 11]))
+
+
+def expected(image_id: str, tau: float = TAU.tau) -> np.ndarray:
+    saliency = Drawn("sal").read(image_id)
+    return pseudo_label(*Drawn("cam").read(image_id), saliency, tau)
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "settings.json").read_text())["settings"]
+
+
+def test_folder_of_pngs(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    out = tmp_path / "labels"
+    labels = label_artifact(
+        Drawn("cam"),
+        Drawn("sal"),
+        out,
+        tau=TAU,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(n, 80) for n in range(1, 81)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels"]
+    maps = open_artifact(out)
+    assert maps.kind == "label"
+    assert list(maps.image_ids) == IDS
+    for image_id, label in maps:
+        np.testing.assert_array_equal(label, expected(image_id))
+    assert labels == (80, maps.digest(), None)
+    with Image.open(out / f"{IDS[0]}.png") as picture:
+        assert picture.mode == "P"
+        # VOC's colours of background, aeroplane, person and ignore.
+        colours = np.array(picture.getpalette()).reshape(-1, 3)[[0, 1, 15, 255]]
+    assert colours.tolist() == [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
+
+
+def test_settings_are_recorded(tmp_path: Path) -> None:
+    cam, sal = Drawn("cam"), Drawn("sal", key=None)
+    tau = Threshold(tau=0.4, origin="curve", split="train")
+    labels = label_artifact(
+        cam, sal, tmp_path / "a", tau=tau, rule="release", sal_threshold=0.5, ignore=False
+    )
+    record = json.loads((tmp_path / "a" / "settings.json").read_text())
+    assert record["content"] == labels.content
+    assert record["settings"] == {
+        "cam": "cam/drawn@1.0.0",
+        "cam_content": cam.digest(),
+        "sal": "/somewhere/sal",
+        "sal_content": sal.digest(),
+        "tau": 0.4,
+        "tau_origin": "curve",
+        "tau_split": "train",
+        "rule": "release",
+        "sal_threshold": 0.5,
+        "ignore": False,
+        "images": 80,
+        "image_list": list_digest(IDS),
+    }
+
+
+def test_without_saliency_its_settings_do_not_count(tmp_path: Path) -> None:
+    label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, sal_threshold=0.7, ignore=False)
+    settings = settings_in(tmp_path / "a")
+    assert settings["sal_threshold"] is settings["ignore"] is None
+    assert "sal" not in settings
+    label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU)
+    label = open_artifact(tmp_path / "a").read(IDS[5])
+    np.testing.assert_array_equal(label, pseudo_label(*Drawn("cam").read(IDS[5]), None, TAU.tau))
+
+
+def test_some_of_the_images(tmp_path: Path) -> None:
+    label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, image_ids=[IDS[7], IDS[2]])
+    maps = open_artifact(tmp_path / "a")
+    assert list(maps.image_ids) == [IDS[2], IDS[7]]
+    assert settings_in(tmp_path / "a")["images"] == 2
+
+
+def test_parquet_waits_to_be_completed(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    labels = label_artifact(
+        Drawn("cam"),
+        Drawn("sal"),
+        tmp_path / "a",
+        tau=TAU,
+        as_="parquet",
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps[-1] == (80, 80)
+    assert labels.written is not None
+    assert labels.written.settings["tau"] == 0.3
+    assert labels.written.images == 80
+    pngs = label_artifact(Drawn("cam"), Drawn("sal"), tmp_path / "b", tau=TAU)
+    assert labels.content == labels.written.content == pngs.content
+    with pytest.raises(HubError, match="as PNGs"):
+        label_artifact(Drawn("cam"), Drawn("sal"), tmp_path / "b", tau=TAU, as_="parquet")
+    with pytest.raises(HubError, match=r"tau: 0\.3 there, 0\.4 now"):
+        label_artifact(
+            Drawn("cam"),
+            Drawn("sal"),
+            tmp_path / "a",
+            tau=Threshold(tau=0.4, origin="given"),
+            as_="parquet",
+        )
+
+
+def test_same_settings_again_labels_nothing(tmp_path: Path) -> None:
+    first = label_artifact(Drawn("cam"), Drawn("sal"), tmp_path / "a", tau=TAU)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
+    cam, sal = Drawn("cam"), Drawn("sal")
+    ingredients = [ingredient(cam), ingredient(sal)]
+    cam.reads = sal.reads = 0
+    again = label_artifact(cam, sal, tmp_path / "a", tau=TAU, ingredients=ingredients)
+    assert again == first
+    assert cam.reads == sal.reads == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_an_empty_folder_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU)
+    assert len(open_artifact(tmp_path / "a")) == 80
+
+
+def test_images_that_are_not_there(tmp_path: Path) -> None:
+    few = Drawn("sal", IDS[:78])
+    with pytest.raises(
+        HubError, match=r"2 of 80 images have no saliency maps in sal/drawn.*img078"
+    ):
+        label_artifact(Drawn("cam"), few, tmp_path / "a", tau=TAU)
+    with pytest.raises(HubError, match=r"1 of 2 images have no activation maps.*: other\."):
+        label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, image_ids=[IDS[0], "other"])
+    with pytest.raises(HubError, match="names img001 twice"):
+        label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, image_ids=[IDS[1], IDS[1]])
+    with pytest.raises(HubError, match="nothing to label"):
+        label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, image_ids=[])
+    with pytest.raises(HubError, match="not an image id"):
+        label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, image_ids=["../../etc/x"])
+    assert list(tmp_path.iterdir()) == []
+
+
+class OtherSize(Drawn):
+    def read(self, image_id: str) -> Any:
+        saliency = super().read(image_id)
+        return saliency if image_id != IDS[9] else saliency[:5]
+
+
+def test_map_of_another_size(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"^img009: The saliency map is 5x7"):
+        label_artifact(Drawn("cam"), OtherSize("sal"), tmp_path / "a", tau=TAU)
+    assert not (tmp_path / "a").exists()
+    # The same maps (as far as their digests go), repaired: it goes on.
+    label_artifact(
+        Drawn("cam"),
+        Drawn("sal"),
+        tmp_path / "b",
+        tau=TAU,
+        ingredients=[ingredient(Drawn("cam")), ingredient(Drawn("sal"))],
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cam": Drawn("sal")},
+        {"sal": Drawn("cam")},
+        {"as_": "jpeg"},
+        {"rule": "none"},
+        {"sal_threshold": 2},
+        {"ingredients": []},
+    ],
+)
+def test_mistakes_in_the_request(tmp_path: Path, change: dict[str, Any]) -> None:
+    request: dict[str, Any] = {"cam": Drawn("cam"), "sal": Drawn("sal"), "tau": TAU}
+    with pytest.raises(UsageError):
+        label_artifact(**{**request, **change}, out=tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ingredients_that_labels_are_not_made_of() -> None:
+    weights = Ingredient(role="weights", file="x", digest="sha256:" + "0" * 64)
+    with pytest.raises(UsageError, match="cam and sal, not of"):
+        label_settings([weights], IDS, tau=TAU)
+
+
+def test_stated_digest_is_taken() -> None:
+    maps = Drawn("sal")
+    maps.content = "sha256:" + "1" * 64
+    assert ingredient(maps).digest == maps.content
+    assert ingredient(maps).key == "sal/drawn@1.0.0"
+    assert maps.reads == 0
+    assert ingredient(Drawn("cam", key=None)).file == "/somewhere/cam"
+
+
+class Truth(Drawn):
+    """The labels at tau = 0.3, without ignored pixels."""
+
+    def read(self, image_id: str) -> Any:
+        maps = Drawn("cam").read(image_id)
+        return pseudo_label(*maps, Drawn("sal").read(image_id), 0.3, ignore=False)
+
+
+def curve(*, saliency: bool) -> Any:
+    return threshold_curve(
+        Drawn("cam"), Truth("label"), Drawn("sal") if saliency else None, num_classes=20
+    )
+
+
+def test_thresholds() -> None:
+    assert resolve_threshold("cam/drs", saliency=True, tau=0.25) == Threshold(
+        tau=0.25, origin="given"
+    )
+    assert resolve_threshold("cam/drs@1.0.0", saliency=True) == Threshold(
+        tau=0.5, origin="published"
+    )
+    assert resolve_threshold("cam/eps-vst-duts", saliency=False) == Threshold(
+        tau=0.2, origin="published"
+    )
+    best = resolve_threshold(None, saliency=True, curve=curve(saliency=True), split="train")
+    assert (best.origin, best.split) == ("curve", "train")
+    # The truth has the classes of tau = 0.3 = 76.5/255, and 76/255 gives the same ones. A lower
+    # tau labels background as objects, a higher one misses objects.
+    assert best.tau == 76 / 255
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"cam_key": "cam/drs", "saliency": True, "tau": 1.5}, "tau is 1.5"),
+        ({"cam_key": "cam/drs", "saliency": False}, "drs, 0.5, is for labels with saliency"),
+        ({"cam_key": "cam/eps", "saliency": True}, "eps, 0.2, is for labels without saliency"),
+        ({"cam_key": "cam/mine", "saliency": True}, "No published threshold is known for 'mine'"),
+        ({"cam_key": None, "saliency": True}, "without a key"),
+        ({"cam_key": "sal/drs", "saliency": True}, "does not name activation maps"),
+    ],
+)
+def test_thresholds_that_are_not_there(request_: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        resolve_threshold(**request_)
+
+
+def test_curves_that_do_not_answer() -> None:
+    without = curve(saliency=False)
+    with pytest.raises(UsageError, match="curve is for labels without saliency"):
+        resolve_threshold("cam/cam", saliency=True, curve=without, split="train")
+    with pytest.raises(UsageError, match="Name the split"):
+        resolve_threshold("cam/cam", saliency=False, curve=without)
+    with pytest.raises(UsageError, match="one of the two"):
+        resolve_threshold("cam/cam", saliency=False, curve=without, split="train", tau=0.1)
+
+
+class Target:
+    """Twenty classes, and the labels at tau = 0.3 as the ground truth of ``train``."""
+
+    num_classes = 20
+
+    def ground_truth(self, split: str) -> Any:
+        assert split == "train"
+        return Truth("label", IDS[:40])
+
+
+def choose(**request: Any) -> Threshold:
+    given = {"tau": None, "tau_from": "published", "target": "drawn", "data_root": Path("/data")}
+    return choose_threshold(Drawn("cam", key="cam/drs@1.0.0"), Drawn("sal"), **{**given, **request})
+
+
+def test_threshold_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_target(name: str, data_root: Path) -> Target:
+        assert (name, data_root) == ("drawn", Path("/data"))
+        return Target()
+
+    monkeypatch.setattr("wsssbed_hub.datasets.open_target", open_target)
+    assert choose() == Threshold(tau=0.5, origin="published")
+    assert choose(tau=0.1) == Threshold(tau=0.1, origin="given")
+    steps: list[tuple[int, int]] = []
+    best = choose(tau_from="curve:train", progress=lambda done, of: steps.append((done, of)))
+    assert best == Threshold(tau=76 / 255, origin="curve", split="train")
+    assert steps[-1] == (40, 40)
+    # 77 is the lowest grey value above 0.3; the release takes A >= tau, the paper A > tau.
+    release = choose(tau_from="curve:train", rule="release")
+    assert release == Threshold(tau=77 / 255, origin="curve", split="train")
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"tau_from": "curve:train", "tau": 0.2}, "taken from curve:train: choose one"),
+        ({"tau_from": "curve"}, "only from 'published' or from 'curve:SPLIT'"),
+        ({"tau_from": "curve:"}, "only from 'published'"),
+        ({"tau_from": "published:train"}, "only from 'published'"),
+    ],
+)
+def test_threshold_from_nowhere(request_: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose(**request_)
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys; import wsssbed_hub.evaluation.labelling; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,68 @@
+"""Whole artifacts against the truth: which images are asked for, and what counts as salient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
+from wsssbed_hub.utils.errors import HubError
+
+
+class InMemory:
+    """Maps by image id."""
+
+    def __init__(self, maps: Mapping[str, np.ndarray]) -> None:
+        self._maps = maps
+        self.image_ids = sorted(maps)
+
+    def read(self, image_id: str) -> np.ndarray:
+        return self._maps[image_id]
+
+
+def grey(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, dtype=np.uint8)
+
+
+TRUTH = InMemory({"a": grey([0, 1], [2, 255]), "b": grey([1, 1], [0, 0])})
+
+
+def test_labels_are_scored_over_all_images_of_the_truth() -> None:
+    labels = InMemory({"a": grey([0, 1], [255, 7]), "b": grey([1, 0], [0, 0]), "c": grey([9])})
+    score = score_labels(labels, TRUTH, num_classes=9, undecided=True)
+    assert score.images == 2
+    # By hand: truth 0 (3 pixels) all found, one of class 1 called background; class 2 ignored.
+    assert score.confusion[0, 0] == 3
+    assert score.confusion[1].tolist()[:2] == [1, 2]
+    assert score.missed[2] == 1
+
+
+def test_an_image_without_labels_is_named() -> None:
+    with pytest.raises(HubError, match=r"1 of the 2 images .* b for example"):
+        score_labels(InMemory({"a": grey([0, 0], [0, 0])}), TRUTH, num_classes=2, undecided=True)
+
+
+def test_255_in_a_segmentation_is_an_error() -> None:
+    labels = InMemory({"a": grey([0, 1], [2, 0]), "b": grey([1, 255], [0, 0])})
+    with pytest.raises(HubError, match="b"):
+        score_labels(labels, TRUTH, num_classes=2, undecided=False)
+
+
+def test_foreground_is_whatever_is_not_background() -> None:
+    foreground = Foreground(TRUTH)
+    assert foreground.image_ids == ["a", "b"]
+    assert foreground.read("a").tolist() == [[0, 255], [255, 255]]
+
+
+def test_saliency_measures_that_were_asked_for() -> None:
+    truth = Foreground(TRUTH)
+    perfect = InMemory({name: truth.read(name) for name in truth.image_ids})
+    seen = []
+    measures = score_saliency(
+        perfect, truth, measures=("mae",), progress=lambda done, of: seen.append((done, of))
+    )
+    assert measures == {"mae": 0}
+    assert seen == [(1, 2), (2, 2)]
+    assert set(score_saliency(perfect, truth, protocol="ssnet")) >= {"mae", "max_f"}

@@ -1,0 +1,156 @@
+"""Registries at URLs, read: in memory, on a web server, in S3 (moto's server through s3fs)."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from places import SHARD, put
+from samples import Hub, flip, key_folder
+
+from wsssbed_hub.artifacts.key_folder import verify_folder
+from wsssbed_hub.artifacts.keys import Key
+from wsssbed_hub.cache.store import Store
+from wsssbed_hub.registry.folder import FolderRegistry
+from wsssbed_hub.registry.pull import open_registry, pull
+from wsssbed_hub.utils.errors import HubError, UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A registry in a folder with two keys."""
+    for name in ("one", "two"):
+        key_folder(tmp_path / name, name=name)
+        FolderRegistry(tmp_path / "made").publish(tmp_path / name)
+    return tmp_path / "made"
+
+
+@pytest.fixture
+def remembered(folder: Path, memory: str) -> str:
+    """The folder as it is in memory."""
+    fsspec.filesystem("memory").put(str(folder), "/made", recursive=True)
+    return memory
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[str]:
+    """The folder on a web server that knows of no ranges."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def copied(folder: Path, bucket: str) -> str:
+    """The folder as it is in a bucket."""
+    fsspec.filesystem("s3").put(str(folder), bucket, recursive=True)
+    return bucket
+
+
+@pytest.fixture(params=["remembered", "web", "copied"])
+def url(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_it_is_read(url: str, tmp_path: Path) -> None:
+    registry = open_registry(url)
+    assert str(registry) == url
+    assert list(map(str, registry.keys())) == ["sal/one", "sal/two"]
+    assert [manifest.key for manifest in registry.manifests()] == ["sal/one", "sal/two"]
+    assert verify_folder(pull("sal/one@1.0.0", registry=url))
+    with pytest.raises(UsageError, match=r"no sal/onne in .*Did you mean 'sal/one'"):
+        pull("sal/onne", registry=url)
+    file = registry.find(Key.parse("sal/one")).entry("1.0.0", "shapes").files[0]
+    with registry.open(Key.parse("sal/one"), file, 100) as stream:
+        assert stream.read(5) == (tmp_path / "one" / SHARD).read_bytes()[100:105]
+
+
+def test_wrong_bytes_and_missing_ones(remembered: str, folder: Path) -> None:
+    flip(folder / "wsssbed/sal-one" / SHARD, 40)
+    files = fsspec.filesystem("memory")
+    files.put(str(folder / "wsssbed/sal-one" / SHARD), f"/made/wsssbed/sal-one/{SHARD}")
+    with pytest.raises(HubError, match=r"00000\.parquet: wrong bytes"):
+        pull("sal/one", registry=remembered)
+    assert not [path for path in (Store().root / "blobs").rglob("*") if path.is_file()]
+    files.rm(f"/made/wsssbed/sal-two/{SHARD}")
+    with pytest.raises(HubError, match=rf"memory://made has no {SHARD}"):
+        pull("sal/two", registry=remembered)
+    files.pipe("/made/wsssbed/sal-two/manifest.yaml", b"colour: blue")
+    with pytest.raises(HubError, match=r"memory://made: sal-two/manifest\.yaml is not a valid"):
+        pull("sal/two", registry=remembered)
+
+
+def test_what_a_web_server_does_not_have(web: str, folder: Path) -> None:
+    shutil.rmtree(folder / "wsssbed/sal-two/shapes")
+    with pytest.raises(HubError, match=rf"{web} has no {SHARD}|cannot be read: 404"):
+        pull("sal/two", registry=web)
+    with pytest.raises(HubError, match=r"^http://127\.0\.0\.1:9 cannot be reached"):
+        pull("sal/two", registry="http://user:secret@127.0.0.1:9")
+
+
+def test_secrets_in_a_url_stay_there(
+    remembered: str, monkeypatch: pytest.MonkeyPatch, command: Hub
+) -> None:
+    with pytest.raises(UsageError, match="question mark") as error:
+        open_registry("https://example.org/?token=secret")
+    assert "secret" not in str(error.value)
+    registry = open_registry("memory://user:secret@made")
+    with pytest.raises(UsageError) as error:
+        registry.find(Key.parse("sal/x"))
+    assert "secret" not in f"{registry} {error.value}"
+    with pytest.raises(UsageError, match="not a chain") as error:
+        open_registry("simplecache::https://user:secret@example.org")
+    assert "secret" not in str(error.value)
+    with pytest.raises(UsageError, match="not a URL"):
+        open_registry("https://user:secret@[example.org")
+    monkeypatch.setenv("WSSSBED_REGISTRY", "https://user:secret@127.0.0.1:9/a?b=secret")
+    listed = command("registry", "list")
+    assert "https://127.0.0.1:9/a" in listed.out
+    assert "secret" not in listed.out
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [("s3://b", "s3fs", "s3"), ("gs://b", "gcsfs", "gs"), ("https://b", "aiohttp", "http")],
+)
+def test_a_driver_that_is_not_installed(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+import sys
+sys.modules[{module!r}] = None
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.registry.pull import open_registry
+try:
+    open_registry({url!r})
+except HubError as error:
+    print(error, end="")
+"""
+    python = [sys.executable, "-c", script]
+    done = subprocess.run(python, capture_output=True, text=True, check=True)
+    needs = f"needs a package that is not installed: pip install 'wsssbed-hub[{extra}]'."
+    assert done.stdout == f"{url} {needs}"
+
+
+def test_a_driver_that_only_others_have() -> None:
+    with pytest.raises(HubError, match=r"^lakefs://b needs a package .*installed: .*lakefs"):
+        open_registry("lakefs://b")
+
+
+def test_what_else_lies_there_is_passed_over(remembered: str) -> None:
+    put(remembered, "wsssbed/sal-Not_a_key/manifest.yaml", b"x")
+    put(remembered, "wsssbed/sal-unfinished/shapes/1.0.0/00000.parquet", b"x")
+    put(remembered, "wsssbed/README.md", b"x")
+    assert list(map(str, open_registry(remembered).keys())) == ["sal/one", "sal/two"]

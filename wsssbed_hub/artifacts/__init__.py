@@ -1,0 +1,1 @@
+"""An artifact: keys, manifests and their lineage, maps and weights as files."""

@@ -1,0 +1,226 @@
+"""What was made from what, followed through the manifests: the provenance tree of an artifact."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+
+from pydantic import Field
+
+from wsssbed_hub.artifacts.keys import Key, Version
+from wsssbed_hub.artifacts.manifest import (
+    Chosen,
+    Digest,
+    Entry,
+    HubSource,
+    Ingredient,
+    Manifest,
+    Model,
+    Provenance,
+    UrlSource,
+)
+from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.text import Words
+
+DEEPEST = 12  # labels are made from activations made from weights made from…: four are usual
+MOST = 200  # nodes of one tree
+
+FindManifest = Callable[[Key], Manifest | None]
+ROLES = {
+    "sal": "saliency maps",
+    "cam": "activation maps",
+    "label": "pseudo labels",
+    "weights": "weights",
+}
+MISSING = "not in any registry here"
+CIRCLE = "made from itself, if its manifest is right"
+TOO_DEEP = f"what it was made from is left out: the tree is {DEEPEST} levels deep"
+TOO_MANY = f"what else there is is left out: the tree has {MOST} artifacts"
+
+
+class Link(Model):
+    """Where to read more. Rendered as a link only if it is http(s)."""
+
+    text: Words
+    url: Words
+
+
+class Node(Model):
+    """An artifact or a file in the provenance tree: what it is and what it was made from.
+
+    ``remark`` says why the branch ends here although there should be more, or what is in doubt.
+    """
+
+    role: Words
+    name: Words
+    target: Words | None = None
+    digest: Digest | None = None
+    remark: Words | None = None
+    facts: dict[Words, Words] = Field(default_factory=dict)
+    links: list[Link] = Field(default_factory=list)
+    made_from: list[Node] = Field(default_factory=list)
+
+    def walk(self) -> Iterator[Node]:
+        """This node and everything below it."""
+        yield self
+        for node in self.made_from:
+            yield from node.walk()
+
+
+def provenance_tree(
+    manifest: Manifest,
+    find: FindManifest,
+    *,
+    target: str | None = None,
+    version: Version | None = None,
+) -> Node:
+    """The tree below the entry that ``manifest.choose(target, version)`` gives.
+
+    ``find`` gives the manifest of a key; where it gives None or raises a HubError that branch ends,
+    and says why. Raises UsageError if ``manifest`` has no such version or target.
+    """
+    return _Builder(find).node(manifest, manifest.choose(target, version), ())
+
+
+class _Builder:
+    def __init__(self, find: FindManifest) -> None:
+        self._find = find
+        self._left = MOST
+
+    def node(
+        self, manifest: Manifest, chosen: Chosen, above: tuple[Key, ...], remark: str | None = None
+    ) -> Node:
+        version, target, entry = chosen
+        key = manifest.parsed_key.at(version)
+        self._left -= 1
+        made_from: list[Node] = []
+        if key in above:
+            remark = CIRCLE
+        elif len(above) >= DEEPEST:
+            remark = TOO_DEEP if _parts(manifest, entry) else remark
+        else:
+            for part in _parts(manifest, entry):
+                if self._left <= 0:
+                    remark = TOO_MANY
+                    break
+                made_from.append(self._part(part, target, (*above, key)))
+        return Node(
+            role=ROLES[manifest.kind],
+            name=str(key),
+            target=target,
+            digest=entry.content,
+            remark=remark,
+            facts=_facts(manifest, chosen),
+            links=_links(manifest, entry),
+            made_from=made_from,
+        )
+
+    def _part(self, part: Ingredient | Key, target: str, above: tuple[Key, ...]) -> Node:
+        """An ingredient of a provenance, or a key of which nothing but the name is known."""
+        if isinstance(part, Key):
+            leaf = Node(role="trained with", name=str(part))
+            key = part
+        else:
+            role = part.role.replace("-", " ")
+            leaf = Node(role=role, name=part.key or part.file or "", digest=part.digest)
+            if part.key is None:
+                self._left -= 1
+                return leaf
+            key = Key.parse(part.key)
+        found = self._look(key, target)
+        if isinstance(found, str):
+            self._left -= 1
+            return leaf.model_copy(update={"remark": found})
+        manifest, chosen = found
+        if leaf.digest not in (None, chosen.entry.content):
+            self._left -= 1
+            doubt = f"the manifest of {key} gives another digest: {chosen.entry.content}"
+            return leaf.model_copy(update={"remark": doubt})
+        unsure = (
+            "which version it was is not stated; this is the latest" if not key.version else None
+        )
+        return self.node(manifest, chosen, above, unsure)
+
+    def _look(self, key: Key, target: str) -> tuple[Manifest, Chosen] | str:
+        """The manifest of ``key`` and its entry over ``target``, or why there is none."""
+        try:
+            manifest = self._find(key)
+        except UsageError:
+            manifest = None
+        except HubError as error:
+            return f"its manifest cannot be read: {error}"
+        if manifest is None:
+            return MISSING
+        try:
+            return manifest, manifest.choose(target, key.version)
+        except UsageError:
+            covered = [chosen for chosen in manifest.entries() if key.version in (None, chosen[0])]
+        if not covered:
+            return f"its manifest here has no version {key.version}"
+        if manifest.kind == "weights" and len(covered) == 1:
+            return manifest, covered[0]  # trained on one dataset, used over another
+        return f"its manifest here has nothing over {target}"
+
+
+def _parts(manifest: Manifest, entry: Entry) -> list[Ingredient | Key]:
+    """What an entry was made from: the ingredients of its provenance, and the keys that the
+    training saw, where the provenance does not name them."""
+    made = entry.provenance.made_from if entry.provenance else []
+    named = {Key.parse(item.key).unversioned for item in made if item.key is not None}
+    seen = [Key.parse(text) for text in manifest.trained_with]
+    return [*made, *(key for key in seen if key.unversioned not in named)]
+
+
+def _facts(manifest: Manifest, chosen: Chosen) -> dict[str, str]:
+    _, target, entry = chosen
+    facts = {"title": manifest.title, "method": manifest.method.name}
+    trained_on = [item for item in manifest.trained_on if item.target in (None, target)]
+    if trained_on:
+        facts["trained on"] = ", ".join(
+            f"{item.dataset or 'not stated'} ({item.supervision})" for item in trained_on
+        )
+    if entry.images is not None:
+        facts["images"] = f"{entry.images:,}"
+    if entry.image_list is not None:
+        facts["image list"] = entry.image_list
+    if manifest.licence:
+        facts["licence"] = manifest.licence
+    return facts | (_how(entry.provenance) if entry.provenance else {})
+
+
+def _how(made: Provenance) -> dict[str, str]:
+    machine = made.environment
+    known = {
+        "stage": made.stage,
+        "command": shlex.join(made.command),
+        "seed": made.seed,
+        "selection": made.selection,
+        "date": made.date.isoformat(timespec="seconds"),
+        "project": " ".join(filter(None, (made.project_version, made.project_commit))),
+        "image": " ".join(filter(None, (made.image, made.image_digest))),
+        "torch": machine.torch,
+        "CUDA": machine.cuda,
+        "GPU": machine.gpu,
+        "precision": machine.precision,
+        "deterministic": machine.deterministic,
+    }
+    words = {True: "yes", False: "no"}
+    return {
+        name: words[value] if isinstance(value, bool) else str(value)
+        for name, value in known.items()
+        if value is not None and value != ""
+    }
+
+
+def _links(manifest: Manifest, entry: Entry) -> list[Link]:
+    links = [
+        Link(text=text, url=url)
+        for text, url in (("paper", manifest.method.paper), ("code", manifest.method.code))
+        if url
+    ]
+    if isinstance(entry.source, UrlSource):
+        links.append(Link(text="source", url=entry.source.url))
+    elif isinstance(entry.source, HubSource):
+        url = f"https://huggingface.co/datasets/{entry.source.repo}/tree/{entry.source.commit}"
+        links.append(Link(text="source", url=url))
+    return links

@@ -1,0 +1,1 @@
+"""A stage in its container image: the engine, the mounts, the command; making an artifact again."""

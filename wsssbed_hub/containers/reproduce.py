@@ -1,0 +1,171 @@
+"""Making an artifact again from what its provenance says, to compare the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wsssbed_hub.artifacts.digests import file_digest
+from wsssbed_hub.artifacts.key_folder import open_entry, read_manifest
+from wsssbed_hub.artifacts.keys import Key
+from wsssbed_hub.artifacts.manifest import Chosen, Ingredient, Provenance
+from wsssbed_hub.artifacts.weights import MODEL
+from wsssbed_hub.containers.command import without_tag
+from wsssbed_hub.containers.engines import Image, find_image, pull_image
+from wsssbed_hub.containers.mounts import FILE_OPTIONS, MAPS_OPTIONS, ROOT_OPTIONS
+from wsssbed_hub.evaluation.differences import Comparison, compare_maps, compare_weights
+from wsssbed_hub.registry.pull import Registry, pull
+from wsssbed_hub.utils.errors import HubError
+
+_PREFIX = ["python", "-m", "stages"]
+_ROLES = {"--sal": "sal", "--cam": "cam", "--labels": "label", "--weights": "weights"}
+_ROLES |= {"--init": "initial-weights"}
+_RESUMPTION = ("--fresh", "--resume")
+
+
+@dataclass(frozen=True)
+class Published:
+    """An artifact whose making is known."""
+
+    key: Key
+    folder: Path
+    """Its key folder, whole and verified."""
+    chosen: Chosen
+    provenance: Provenance
+
+    def circumstances(self, *, gpus: bool) -> str:
+        """What of the machine may change a result."""
+        then = self.provenance.environment
+        exactly = {True: "deterministic", False: "not deterministic", None: "determinism unknown"}
+        where = f"on {then.gpu} (CUDA {then.cuda})" if then.gpu else "on a CPU"
+        note = ""
+        if bool(then.gpu) != gpus:
+            note = f"; here there is {'a GPU' if gpus else 'none'}, so that pixels will differ"
+        return (
+            f"{self.key}@{self.chosen.version} over {self.chosen.target} was made {where}, torch "
+            f"{then.torch}, {exactly[then.deterministic]}{note}."
+        )
+
+
+def find_published(
+    key: str, target: str | None, registry: Registry | str | Path | None
+) -> Published:
+    """Pull an artifact and see how it was made. Raises HubError if its manifest does not say."""
+    wanted = Key.parse(key)
+    folder = pull(wanted, target, registry=registry)
+    chosen = read_manifest(folder).choose(target, wanted.version)
+    provenance = chosen.entry.provenance
+    if provenance is None:
+        raise HubError(f"The manifest of {key} does not say how it was made.")
+    if provenance.command[:4] != [*_PREFIX, provenance.stage]:
+        raise HubError(
+            f"{key} was not made by a stage but by `{' '.join(provenance.command[:4])} …`; that "
+            "command makes it again."
+        )
+    return Published(wanted.unversioned, folder, chosen, provenance)
+
+
+def locate_image(published: Published, engine: str, repository: str | None) -> Image:
+    """The very image that made the artifact, pulled if it is not here. Raises HubError if it is
+    not to be had, or if the artifact was not made in an image."""
+    made = published.provenance
+    if made.image is None or made.image_digest is None:
+        raise HubError(
+            f"{published.key} was made outside of a container, so that no image is known. By hand: "
+            f"{' '.join(made.command)} with wsssbed-hub {made.project_version}"
+            + (f" (commit {made.project_commit})" if made.project_commit else "")
+        )
+    name = without_tag(made.image)
+    if repository is not None:
+        name = f"{repository.rstrip('/')}/{made.stage}"
+    pinned = f"{name}@{made.image_digest}"
+    found = find_image(engine, pinned) or find_image(engine, made.image_digest)
+    if found is None and pull_image(engine, pinned):
+        found = find_image(engine, pinned)
+    if found is None:
+        raise HubError(
+            f"The image {pinned} is neither here nor where {engine} pulls from. If it is in "
+            "another registry, name that with --repository. An image that was never pushed exists "
+            "only where it was built: build its commit again, and run the command by hand."
+        )
+    return found
+
+
+def stage_arguments(published: Published, inputs: Path | None) -> list[str]:
+    """The arguments of the command, with what it was made from as it is found here.
+
+    Keys stay keys, with their versions; files are looked for by name in ``inputs``. Raises HubError
+    for an input that is not there, or that is another file of the same name.
+    """
+    words = iter(published.provenance.command[4:])
+    arguments: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in _RESUMPTION:
+            continue
+        if option not in (*ROOT_OPTIONS, *MAPS_OPTIONS, *FILE_OPTIONS):
+            arguments.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if option not in ROOT_OPTIONS:
+            arguments += [option, _input(option, value, published, inputs)]
+    return arguments
+
+
+def _input(option: str, value: str, published: Published, inputs: Path | None) -> str:
+    name = Path(value).name
+    of_role = [i for i in published.provenance.made_from if i.role == _ROLES[option]]
+    if option in MAPS_OPTIONS:
+        return _maps_input(of_role[0], option, inputs) if of_role else value
+    named = [ingredient for ingredient in of_role if ingredient.file == name]
+    if not named or "/" not in value:
+        return value  # a word of the stage's own, such as `timm`
+    path = _file_in(inputs, name, option)
+    if file_digest(path) != named[0].digest:
+        raise HubError(f"{path} is another {name} than the {named[0].digest} that was used.")
+    return str(path)
+
+
+def _maps_input(ingredient: Ingredient, option: str, inputs: Path | None) -> str:
+    if ingredient.key is not None:
+        return ingredient.key
+    return str(_file_in(inputs, Path(ingredient.file or "").name, option))
+
+
+def _file_in(inputs: Path | None, name: str, option: str) -> Path:
+    path = (inputs or Path()) / name
+    if inputs is None or not path.exists():
+        raise HubError(
+            f"The command was given {name} ({option}). Put it into a folder and name that with "
+            "--inputs."
+        )
+    return path.resolve()
+
+
+def compare(published: Published, out: Path) -> Comparison:
+    """What was made below ``out`` against what was published.
+
+    Raises HubError if nothing was made there.
+    """
+    folder = out / str(published.key)
+    manifest = read_manifest(folder)
+    version, target, entry = published.chosen
+    made = manifest.versions.get(str(version), {}).get(target)
+    if made is None:
+        raise HubError(f"{folder} holds no {published.key}@{version} over {target}.")
+    contents = str(entry.content), str(made.content)
+    weights = published.key.kind == "weights"
+    unit: Literal["pixels", "numbers"] = "numbers" if weights else "pixels"
+    if contents[0] == contents[1]:
+        return Comparison(unit, *contents, ())
+    place = f"{target}/{version}/{MODEL}"
+    if weights:
+        parts, missing = compare_weights(published.folder / place, folder / place)
+        return Comparison(unit, *contents, parts, missing)
+    maps = [
+        open_entry(where, read_manifest(where), Chosen(version, target, one))
+        for where, one in ((published.folder, entry), (folder, made))
+    ]
+    parts, missing = compare_maps(*maps)
+    return Comparison(unit, *contents, parts, missing)

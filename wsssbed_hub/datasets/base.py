@@ -1,0 +1,160 @@
+"""What every target is, and what is known of each before any file is opened."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wsssbed_hub.artifacts.maps import Maps
+from wsssbed_hub.datasets.image_files import either, image_size, read_rgb, some_messages
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.files import Progress
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something is to be had: a web page, or the command that makes it."""
+
+    what: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check looked at. ``found`` and ``expected`` are numbers of images."""
+
+    what: str
+    ok: bool
+    found: int | None = None
+    expected: int | None = None
+    path: str | None = None
+    detail: str = ""
+
+
+def all_opened(problems: Mapping[str, Sequence[str]], folder: Path) -> Iterator[Finding]:
+    """Whether every file below ``folder`` could be opened, by what it is; ``problems`` say why one
+    could not."""
+    for what, messages in problems.items():
+        detail = some_messages(messages)
+        yield Finding(f"every {what} opened", not messages, path=str(folder), detail=detail)
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """A target as it was published.
+
+    ``classes`` are without background; ``counts`` are the published numbers of images of each
+    split, empty for a target whose size is up to whoever makes it.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    sources: tuple[Source, ...]
+    licence: str
+    open: Callable[[TargetSpec, Path], Target]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    paper: str | None = None
+
+    @property
+    def published(self) -> str:
+        """The published numbers of images, in words; empty if there are none."""
+        return ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
+
+
+class Target(ABC):
+    """A dataset whose images maps are made for: its lists, images and labels.
+
+    An image id is known to a target whether or not a list has it; ``image_path`` says where the
+    image would be.
+    """
+
+    def __init__(self, spec: TargetSpec) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.classes = spec.classes
+        self.num_classes = len(spec.classes)
+        self.splits = spec.splits
+
+    @property
+    def training_split(self) -> str:
+        """The split that methods are trained on and maps are made over: the first one."""
+        return self.splits[0]
+
+    @abstractmethod
+    def image_ids(self, split: str) -> list[str]:
+        """Image ids in ascending order. Raises UsageError for an unknown split."""
+
+    @abstractmethod
+    def image_path(self, image_id: str) -> Path:
+        """Where the image is, or would be. Raises HubError for what is no image id."""
+
+    @abstractmethod
+    def image_labels(self, image_id: str) -> tuple[int, ...]:
+        """Classes that are in the image: 0-based, ascending."""
+
+    @abstractmethod
+    def read_mask(self, image_id: str, split: str) -> np.ndarray:
+        """uint8[H, W]: 0 background, c + 1 class c, 255 void. Has the size of the image.
+
+        Raises HubError if it is not there or cannot be read.
+        """
+
+    def ground_truth(self, split: str) -> Maps:
+        """The masks of a split, as maps of kind ``label``. Raises UsageError for an unknown one."""
+        return _GroundTruth(self, split)
+
+    @abstractmethod
+    def inspect(self, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
+        """What ``check`` reports of the files."""
+
+    def read_image(self, image_id: str) -> np.ndarray:
+        """uint8[H, W, 3], RGB."""
+        return read_rgb(self.image_path(image_id))
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """(height, width) of the image, from its header."""
+        return image_size(self.image_path(image_id))
+
+
+class _GroundTruth(Maps):
+    def __init__(self, target: Target, split: str) -> None:
+        self.kind = "label"
+        self.name = f"the ground truth of {target.name} {split}"
+        self.image_ids = target.image_ids(split)
+        self._target, self._split = target, split
+        self._ids = set(self.image_ids)
+
+    def read(self, image_id: str) -> np.ndarray:
+        if image_id not in self._ids:
+            raise HubError(f"{self.name} has no image {image_id!r}.")
+        return self._target.read_mask(image_id, self._split)
+
+
+def find_folder(data_root: Path, candidates: tuple[str, ...]) -> Path | None:
+    """The first of the folders below ``data_root`` that is there."""
+    return next((data_root / name for name in candidates if (data_root / name).is_dir()), None)
+
+
+class NotThere(HubError):
+    """A dataset is not below the data root."""
+
+    def __init__(
+        self, name: str, data_root: Path, looked_for: list[Path], sources: tuple[Source, ...]
+    ) -> None:
+        self.looked_for = looked_for
+        get = "; ".join(f"{source.what}: {source.where}" for source in sources)
+        super().__init__(
+            f"{name} is not below {data_root}: looked for {either(looked_for)}. "
+            f"Where to get it: {get}."
+        )
+
+    def finding(self, what: str, published: int | None = None) -> Finding:
+        """This as a finding; a report says apart where the dataset is to be had."""
+        detail = f"looked for {either(self.looked_for)}"
+        return Finding(what, False, 0, published, detail=detail)

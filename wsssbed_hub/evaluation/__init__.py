@@ -1,0 +1,1 @@
+"""Algorithm 1 at every threshold, every measure, and whether maps fit their dataset."""

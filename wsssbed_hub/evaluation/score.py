@@ -1,0 +1,112 @@
+"""Scoring whole artifacts: saliency maps, pseudo labels and segmentations against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.saliency_metrics import MEASURES, SaliencyScore, SSNetSaliencyScore
+from wsssbed_hub.utils.errors import HubError
+
+if TYPE_CHECKING:
+    from wsssbed_hub.datasets import SodDataset
+    from wsssbed_hub.evaluation.curves import Readable
+
+Progress = Callable[[int, int], None]
+_SHOWN = 3
+
+
+def score_labels(
+    labels: Readable,
+    ground_truth: Readable,
+    *,
+    num_classes: int,
+    undecided: bool,
+    progress: Progress | None = None,
+) -> SegmentationScore:
+    """The score of label maps over all images of ``ground_truth``.
+
+    ``labels`` and ``ground_truth`` give uint8[H, W], 0 background, c + 1 class c; the truth may be
+    255 (not counted). With ``undecided`` so may the labels: pseudo labels, whose ignored pixels
+    count as missed. ``num_classes`` is C, background not counted.
+
+    Raises HubError for missing images, values that are no class and unequal sizes.
+    """
+    score = SegmentationScore(num_classes, undecided="missed" if undecided else "error")
+    for image_id, truth in _with_truth(labels, ground_truth, progress):
+        score.add(labels.read(image_id), truth, image_id)
+    return score
+
+
+class SaliencyTruth(Protocol):
+    """Saliency masks, uint8[H, W], of the images that are to be scored."""
+
+    @property
+    def image_ids(self) -> Sequence[str]: ...
+
+    def read(self, image_id: str) -> np.ndarray: ...
+
+
+class Foreground:
+    """A target's ground truth as saliency masks: 255 wherever it is not background.
+
+    The void border that VOC draws around objects counts as object.
+    """
+
+    def __init__(self, ground_truth: Readable) -> None:
+        self._ground_truth = ground_truth
+        self.image_ids = ground_truth.image_ids
+
+    def read(self, image_id: str) -> np.ndarray:
+        """uint8[H, W], 0 or 255."""
+        return np.where(self._ground_truth.read(image_id) > 0, 255, 0).astype(np.uint8)
+
+
+class Masks:
+    """The masks of a SOD dataset, as its authors drew them."""
+
+    def __init__(self, dataset: SodDataset) -> None:
+        self.image_ids = dataset.image_ids
+        self.read = dataset.read_mask
+
+
+def score_saliency(
+    maps: Readable,
+    truth: SaliencyTruth,
+    *,
+    protocol: str = "sod",
+    measures: Iterable[str] = MEASURES,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Measures of saliency maps over all images of ``truth``.
+
+    ``protocol`` is ``sod`` (PySODMetrics: 256 thresholds, mean of F; with S, E and weighted F) or
+    ``ssnet`` (the SSNet paper's program: 21 thresholds, F of the means). ``measures`` are those of
+    ``SaliencyScore`` to compute under ``sod``.
+
+    Raises HubError for missing images and unequal sizes.
+    """
+    score: SaliencyScore | SSNetSaliencyScore
+    score = SSNetSaliencyScore() if protocol == "ssnet" else SaliencyScore(measures)
+    for image_id, mask in _with_truth(maps, truth, progress):
+        score.add(maps.read(image_id), mask, image_id)
+    return score.result()
+
+
+def _with_truth(
+    maps: Readable, truth: SaliencyTruth | Readable, progress: Progress | None
+) -> Iterator[tuple[str, Any]]:
+    have = set(maps.image_ids)
+    missing = [image_id for image_id in truth.image_ids if image_id not in have]
+    if missing:
+        raise HubError(
+            f"{len(missing):,} of the {len(truth.image_ids):,} images with a ground truth have no "
+            f"map, {', '.join(missing[:_SHOWN])} for example. Maps over another split?"
+        )
+    for done, image_id in enumerate(truth.image_ids, start=1):
+        yield image_id, truth.read(image_id)
+        if progress is not None:
+            progress(done, len(truth.image_ids))

@@ -1,0 +1,1 @@
+"""Registries: where artifacts are found, had and published."""

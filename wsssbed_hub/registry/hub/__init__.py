@@ -1,0 +1,1 @@
+"""A namespace of the Hugging Face Hub as a registry."""

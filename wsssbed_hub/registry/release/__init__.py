@@ -1,0 +1,1 @@
+"""The public WSSS-BED release: zips at URLs, checked, pinned and converted when first pulled."""

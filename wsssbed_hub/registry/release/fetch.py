@@ -1,0 +1,293 @@
+"""Artifacts that are one zip at a URL, such as those of the WSSS-BED release, into the cache.
+
+The first fetch compares the zip with what is at hand of the target, converts it to the published
+form, and pins bytes and maps in the lock file (see ``lock``); the zip is not kept. The converted
+manifest stays in ``<cache>/releases/<repository>/<target>-<version>/``, its files among the blobs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest
+from wsssbed_hub.artifacts.manifest import Chosen, Entry, File, Manifest, UrlSource
+from wsssbed_hub.artifacts.png_layout import PngZip
+from wsssbed_hub.artifacts.shard_writer import Written, write_maps
+from wsssbed_hub.cache.store import Opener, Store
+from wsssbed_hub.evaluation.inspect import (
+    Goal,
+    Pixels,
+    Problem,
+    WrongMaps,
+    check_lists,
+    check_map_size,
+    goal_of,
+)
+from wsssbed_hub.registry.release.convert import Job, convert, default_processes
+from wsssbed_hub.registry.release.download import Downloaded, download, download_path
+from wsssbed_hub.registry.release.lockfile import Pin, check_pin, find_pin, now, write_pin
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.files import (
+    Progress,
+    exclusive,
+    expect_trouble,
+    sync_folder,
+    write_whole,
+)
+
+_FOUND_OUT = ("images", "image_list", "content", "files", "source")
+
+
+def is_url_only(entry: Entry) -> bool:
+    """Whether the maps of ``entry`` have to be made from a zip at a URL."""
+    return not entry.files and isinstance(entry.source, UrlSource)
+
+
+def from_url(
+    manifest: Manifest,
+    chosen: Chosen,
+    *,
+    store: Store,
+    data_root: Path | None = None,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Manifest, Opener]:
+    """The manifest of just ``chosen`` with its files, which are in ``store`` when this returns.
+
+    The lists of its target are looked for below ``data_root`` (``$WSSSBED_DATA``, else ``/data``).
+    ``processes`` convert the maps (see ``default_processes``); each holds the zip's table of
+    contents and 64 images in memory.
+
+    Raises HubError if the zip cannot be had, is damaged or hostile, does not fit the target, or is
+    not what the manifest or the lock file says it is. Interrupted, it goes on.
+    """
+    fetch = _Fetch(manifest, chosen, store, progress)
+    data_root = data_root or Path(os.environ.get("WSSSBED_DATA") or "/data")
+    processes = processes or default_processes()
+    path = fetch.home.with_name(f".{fetch.home.name}.lock")
+    with expect_trouble(store.root), exclusive(path) as guard:
+        converted = fetch.converted() or fetch.run(data_root, processes, guard)
+    record = fetch.home / MANIFEST
+
+    def open_file(file: File, offset: int) -> BinaryIO:
+        record.unlink(missing_ok=True)
+        raise HubError(f"{file.path} was damaged in the cache. Run it again to fetch it anew.")
+
+    return converted, open_file
+
+
+class _Fetch:
+    """One entry on its way from its URL into the cache."""
+
+    def __init__(self, manifest: Manifest, chosen: Chosen, store: Store, progress: Progress | None):
+        assert isinstance(chosen.entry.source, UrlSource)
+        self.manifest, self.chosen, self.store = manifest, chosen, store
+        self.source = chosen.entry.source
+        self.key = f"{manifest.key}@{chosen.version}"
+        self.progress = progress
+        folder = store.root / "releases" / manifest.parsed_key.repository
+        self.home = folder / f"{chosen.target}-{chosen.version}"
+        self.pin = find_pin(self.key, chosen.target)
+
+    def converted(self) -> Manifest | None:
+        """What an earlier run left, if it is whole and what is pinned."""
+        if not (self.home / MANIFEST).exists():
+            return None
+        found = read_manifest(self.home)
+        ((_, _, entry),) = found.entries()
+        source = entry.source
+        if not isinstance(source, UrlSource) or source.url != self.source.url:
+            return None
+        if not all(self.store.blob(file).exists() for file in entry.files):
+            return None
+        if self.source.sha256 not in (None, source.sha256):
+            return None
+        if self.pin is None:
+            self._write_pin(entry, source, [], [])
+        elif (self.pin.sha256, self.pin.content) != (source.sha256, entry.content):
+            return None
+        self._check_content(entry)  # the manifest may say more by now
+        self._tidy()  # after a run that was killed at that
+        found_out = {name: getattr(entry, name) for name in _FOUND_OUT}
+        return self._manifest(self.chosen.entry.model_copy(update=found_out))
+
+    def run(self, data_root: Path, processes: int, guard: int) -> Manifest:
+        """``guard`` is the lock on all this, which the processes keep with us."""
+        path = download_path(self.store.root, self.source.url)
+        zipped = download(self.source.url, path, progress=self._receiving())
+        goal = goal_of(self.chosen.target, data_root)
+        with self._suspicion(path):
+            self._check_bytes(zipped)
+        with self._suspicion(path, self._blame(path)):
+            maps = PngZip(path, self.manifest.kind)
+            class_ids = maps.class_ids if maps.kind == "cam" else None
+            remarks = _remarks(check_lists(maps.image_ids, goal, class_ids))
+        written, pixels = self._convert(maps, goal, zipped, processes, guard)
+        if pixels.images == len(maps):  # else an earlier run saw the others
+            remarks += map(str, pixels.problems())
+        entry = self._entry(zipped, written)
+        with self._suspicion(path):
+            self._check_content(entry)
+            self._write_pin(entry, _source(entry), goal.checks, remarks)
+        self._adopt(written, entry)
+        converted = self._manifest(entry)
+        write_whole(self.home / MANIFEST, converted.dump().encode())
+        self._tidy()
+        return converted
+
+    def _tidy(self) -> None:
+        """Removes what is not needed any more, the folder that says so last."""
+        if (self.home / ".partial").exists():
+            download_path(self.store.root, self.source.url).unlink(missing_ok=True)
+            shutil.rmtree(self.home / ".partial", ignore_errors=True)
+
+    def _receiving(self) -> Progress | None:
+        """The download is four fifths of the work, converting the rest."""
+        progress = self.progress
+        return None if progress is None else lambda done, of: progress(done, of * 5 // 4)
+
+    @contextmanager
+    def _suspicion(
+        self,
+        path: Path,
+        blame: Callable[[str], str] = str,
+        suspicious: type[HubError] = HubError,
+    ) -> Iterator[None]:
+        """Keeps nothing of a zip that is found to be wrong, which ``suspicious`` errors say."""
+        try:
+            yield
+        except suspicious as error:
+            path.unlink(missing_ok=True)
+            shutil.rmtree(self.home, ignore_errors=True)
+            raise HubError(blame(str(error))) from None
+
+    def _blame(self, path: Path) -> Callable[[str], str]:
+        def say(error: str) -> str:
+            what = error.replace(f"{path}: ", "").replace(str(path), "it")
+            return (
+                f"{self.source.url} does not hold the maps of {self.key} over "
+                f"{self.chosen.target}: {what} Nothing of it was kept."
+            )
+
+        return say
+
+    def _check_bytes(self, zipped: Downloaded) -> None:
+        stated = (self.source.sha256, self.source.size)
+        for what, found, expected in zip(
+            ("sha256", "size"), (zipped.sha256, zipped.size), stated, strict=True
+        ):
+            if expected not in (None, found):
+                raise HubError(
+                    f"{self.source.url}: wrong bytes. The manifest of {self.key} says {what} "
+                    f"{expected}, received {found}. Nothing of it was kept."
+                )
+        if self.pin is not None:
+            check_pin(self.pin, self.key, self.chosen.target, zipped.sha256)
+
+    def _convert(
+        self, maps: PngZip, goal: Goal, zipped: Downloaded, processes: int, guard: int
+    ) -> tuple[Written, Pixels]:
+        wanted = set(goal.ids)
+        settings = {"url": self.source.url, "sha256": zipped.sha256}
+        kind = self.manifest.kind
+        done = 0
+
+        def look(image_id: str, size: tuple[int, int]) -> None:
+            if image_id in wanted:
+                check_map_size(goal, image_id, size)
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            if self.progress is not None:
+                share = zipped.size // 4 * done // len(maps)
+                self.progress(zipped.size + share, zipped.size * 5 // 4)
+
+        with self._suspicion(zipped.path, self._blame(zipped.path), WrongMaps):
+            pixels = convert(
+                Job(str(zipped.path), kind, str(self.home), settings),
+                maps,
+                processes=processes,
+                look=look,
+                progress=advance,
+                locks=[guard],
+            )
+        # Every part is there, so this joins them.
+        return write_maps(self.home, kind, maps.image_ids, maps.read, settings=settings), pixels
+
+    def _entry(self, zipped: Downloaded, written: Written) -> Entry:
+        place = f"{self.chosen.target}/{self.chosen.version}"
+        files = [
+            File(path=f"{place}/{file.name}", size=file.size, sha256=file.sha256)
+            for file in written.files
+        ]
+        source = {"size": zipped.size, "sha256": zipped.sha256}
+        made = {
+            "images": written.images,
+            "image_list": written.image_list,
+            "content": written.content,
+            "files": files,
+            "source": self.source.model_copy(update=source),
+        }
+        return self.chosen.entry.model_copy(update=made)
+
+    def _check_content(self, entry: Entry) -> None:
+        for name in ("content", "images", "image_list"):
+            expected, found = getattr(self.chosen.entry, name), getattr(entry, name)
+            if expected not in (None, found):
+                raise HubError(
+                    f"{self.source.url}: the manifest of {self.key} over {self.chosen.target} "
+                    f"states {name} {expected}, found {found}."
+                )
+
+    def _write_pin(
+        self, entry: Entry, source: UrlSource, checked: Sequence[str], remarks: list[str]
+    ) -> None:
+        if self.source.sha256 is not None:
+            return  # the manifest pins it
+        pin = Pin.model_validate(
+            {
+                "url": source.url,
+                "size": source.size,
+                "sha256": source.sha256,
+                "content": entry.content,
+                "images": entry.images,
+                "image_list": entry.image_list,
+                "checked": checked,
+                "remarks": remarks,
+                "date": now(),
+            }
+        )
+        write_pin(self.key, self.chosen.target, pin)
+
+    def _adopt(self, written: Written, entry: Entry) -> None:
+        """Moves the converted files among the blobs; ``Store.pull`` verifies them there."""
+        for new, file in zip(written.files, entry.files, strict=True):
+            blob = self.store.blob(file)
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            path = written.folder / new.name
+            if path.exists() or not blob.exists():  # else a run that was killed has moved it
+                path.chmod(0o444)
+                os.replace(path, blob)
+                sync_folder(blob.parent)
+
+    def _manifest(self, entry: Entry) -> Manifest:
+        return self.manifest.with_entries([self.chosen._replace(entry=entry)])
+
+
+def _source(entry: Entry) -> UrlSource:
+    assert isinstance(entry.source, UrlSource)
+    return entry.source
+
+
+def _remarks(problems: list[Problem]) -> list[str]:
+    """The warnings, in words. Raises HubError for the errors."""
+    errors = [str(problem) for problem in problems if problem.severity == "error"]
+    if errors:
+        raise HubError("; ".join(errors) + ".")
+    return [str(problem) for problem in problems]

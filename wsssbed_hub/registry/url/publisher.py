@@ -1,0 +1,231 @@
+"""Publishing to a registry at a URL: files first, the manifest last.
+
+What a killed push leaves is therefore never visible. A file that lies there already is read back,
+and is not sent again if it has the right size and sha256; no ETag and no other note of the store is
+trusted with that.
+
+S3 and Google Cloud Storage write on a condition, and every write here has one. A file is written
+where nothing lies (``If-None-Match: *``, generation 0), so no file is ever written over or deleted.
+The manifest is written if it is still the one that was read (``If-Match``, its generation); if
+another publisher was faster, this one goes on from what that one left. So any number of them may
+publish to one key at the same time: each version ends up in the manifest or its publisher gets an
+error, and what the manifest lists never changes. That holds as far as the store keeps the
+conditions: AWS does; one that refuses them gives an error, one that ignores them gives what the
+other drivers give.
+
+Other drivers know of no conditions. The publishers of one process take turns, so ``memory://`` is
+as safe. Otherwise people must take turns at a key. The manifest is read right before it is written,
+and again afterwards: if another wrote in between, this one adds its entries again. Of two that
+publish the same version with other content at the same time, the loser may damage the winner's
+files, which ``verify`` finds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+from wsssbed_hub.artifacts.key_folder import MANIFEST, check_size
+from wsssbed_hub.artifacts.manifest import File, Manifest
+from wsssbed_hub.artifacts.merge import merge
+from wsssbed_hub.registry.publish_plan import Plan, Transfer
+from wsssbed_hub.registry.url.drivers import BLOCK, Lost, driver_of, give_up, losing
+from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.files import CHUNK, Progress
+from wsssbed_hub.utils.parallel import Stop, at_once
+
+if TYPE_CHECKING:
+    from wsssbed_hub.registry.url.registry import UrlRegistry
+
+TRIES = 20  # times that others may be faster
+
+
+class Seen(NamedTuple):
+    """The manifest at one moment, and what tells it from a later one."""
+
+    manifest: Manifest | None
+    mark: str | None
+
+
+class Publisher:
+    """One push of ``plan`` to ``registry``, which may begin again when others publish too."""
+
+    def __init__(self, registry: UrlRegistry, plan: Plan, progress: Progress | None):
+        self.registry, self.plan, self.progress = registry, plan, progress
+        self.files = registry.files
+        self.driver = driver_of(registry.files)
+        self._path = registry.path(plan.key, MANIFEST)
+        self._names: dict[str, str] = {}  # of files that are there, by the path that was planned
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises HubError if the registry cannot be read, or has a version with other content."""
+        merge(self._look().manifest, self.plan.manifest)
+
+    def run(self) -> None:
+        """Publishes. Raises HubError if something is in the way; nothing is visible then."""
+        with self.driver.turn():
+            tries = 0
+            while tries < TRIES:
+                seen = self._look()
+                if merge(seen.manifest, self.plan.manifest) is seen.manifest:
+                    return  # all of it is there: since long, or by the last turn of this loop
+                if self._send(self.plan.missing(seen.manifest)):
+                    continue  # that may have taken hours
+                tries += 1
+                merged = merge(seen.manifest, _renamed(self.plan.manifest, self._names))
+                try:
+                    self._write(merged, seen.mark)
+                except Lost:
+                    time.sleep(random.uniform(0, 0.2))
+        raise HubError(
+            f"{self.registry}: others publish {self.plan.key} at the same time, {TRIES} times in a "
+            "row. Run it again later; files that have arrived are not sent again."
+        )
+
+    def _look(self) -> Seen:
+        with self.registry.trouble(f"{self.plan.key.repository}/{MANIFEST}"):
+            self.files.invalidate_cache()
+            try:
+                data, mark = self.driver.read(self._path)
+            except FileNotFoundError as error:
+                self.registry.check_place(error)
+                return Seen(None, None)
+        return Seen(self.registry.parse(self.plan.key, data), mark)
+
+    def _write(self, merged: Manifest, mark: str | None) -> None:
+        with self.registry.trouble(f"{self.plan.key.repository}/{MANIFEST}", "written"):
+            self.driver.replace(self._path, merged.dump().encode(), mark)
+
+    def _send(self, transfers: list[Transfer]) -> bool:
+        """Brings the files of each entry there, under names that are found out here; False if all
+        were there already."""
+        before = len(self._names)
+        for folder, group in groupby(transfers, lambda one: PurePosixPath(one.there.path).parent):
+            entry = list(group)
+            if entry[0].there.path in self._names:
+                continue
+            for names in self._candidates(folder, entry):
+                if self._fill(entry, names):
+                    self._names |= names
+                    break
+            else:
+                raise HubError(
+                    f"{self.registry}: in {self.plan.key.repository}/{folder} lie other files, of "
+                    "a push that was not finished or is under way. Publish under another version "
+                    "(--version)."
+                )
+        return len(self._names) > before
+
+    def _candidates(
+        self, folder: PurePosixPath, entry: Sequence[Transfer]
+    ) -> Iterator[dict[str, str]]:
+        """Names for the files of an entry: their own, and others that say what is in them, for
+        where a push that was not finished has left something else. Weights have names of their own
+        only. Under all of them the files keep their order, which is that of the images."""
+        yield {there.path: there.path for _, there in entry}
+        if self.plan.manifest.kind != "weights":
+            digests = "".join(there.sha256 for _, there in entry)
+            prefix = hashlib.sha256(digests.encode()).hexdigest()[:12]
+            yield {there.path: f"{folder}/{prefix}-{there.name}" for _, there in entry}
+
+    def _fill(self, entry: Sequence[Transfer], names: dict[str, str]) -> bool:
+        """Whether all files of an entry are there under ``names``, once those that were missing
+        are sent; False if something else lies at one of them."""
+        places = {one: self.registry.path(self.plan.key, names[one.there.path]) for one in entry}
+        before = self._done
+        there: dict[Transfer, bool | None] = {}
+        arrived: list[bool] = []
+
+        def look(one: Transfer, stop: Stop) -> None:
+            there[one] = self._holds(places[one], one.there, stop)
+
+        def send(one: Transfer, stop: Stop) -> None:
+            arrived.append(self._send_file(one, places[one], stop))
+
+        at_once(look, entry)
+        if self.driver.conditions and False in there.values():
+            return False
+        self._advance(sum(one.there.size for one in entry if there[one]))
+        at_once(send, [one for one in entry if not there[one]])
+        if not all(arrived):
+            self._done = before
+        return all(arrived)
+
+    def _holds(self, path: str, file: File, stop: Stop) -> bool | None:
+        """Whether the file at ``path``, read back, is ``file``; None if there is none."""
+        with self.registry.trouble(file.path):
+            self.files.invalidate_cache()
+            try:
+                about = self.files.info(path)
+            except FileNotFoundError as error:
+                self.registry.check_place(error)
+                return None
+            if about["type"] != "file" or about["size"] != file.size:
+                return False
+            digest = hashlib.sha256()
+            with self.files.open(path, "rb", block_size=BLOCK) as stream:
+                while data := stream.read(CHUNK):
+                    digest.update(data)
+                    stop.check()
+        return f"sha256:{digest.hexdigest()}" == file.sha256
+
+    def _send_file(self, transfer: Transfer, path: str, stop: Stop) -> bool:
+        """Sends a file; False if another publisher has put something else there meanwhile.
+
+        Raises HubError if what was read of it is not what the manifest states: it changed.
+        """
+        here, there = transfer
+        source = check_size(self.plan.folder, here)
+        digest = hashlib.sha256()
+        with self.registry.trouble(there.path, "written"), open(source, "rb") as file:
+            stream = self.driver.create(path)
+            try:
+                while data := file.read(CHUNK):
+                    stop.check()
+                    digest.update(data)
+                    stream.write(data)
+                    self._advance(len(data))
+                if f"sha256:{digest.hexdigest()}" != here.sha256:
+                    raise HubError(
+                        f"{source} changed while it was sent: expected {here.sha256}, found "
+                        f"sha256:{digest.hexdigest()}. Nothing was published."
+                    )
+            except BaseException:
+                give_up(stream)
+                raise
+            try:
+                with losing():
+                    stream.close()
+            except Lost:
+                give_up(stream)
+            else:
+                return True
+        return self._holds(path, there, stop) is True
+
+    def _advance(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            if self.progress is not None:
+                done = self.plan.size + min(self._done, self.plan.size)
+                self.progress(done, 2 * self.plan.size)
+
+
+def _renamed(manifest: Manifest, names: dict[str, str]) -> Manifest:
+    """The manifest with the files under the names that they got."""
+    entries = []
+    for chosen in manifest.entries():
+        files = [
+            file.model_copy(update={"path": names.get(file.path, file.path)})
+            for file in chosen.entry.files
+        ]
+        entry = chosen.entry.model_copy(update={"files": files})
+        entries.append(chosen._replace(entry=entry))
+    return manifest.with_entries(entries)

@@ -1,0 +1,1 @@
+"""From somebody's maps to the index: import, check, prove, recompute, contribute."""

@@ -1,5 +1,0 @@
-"""``shapes``: a synthetic dataset, drawn from a seed, in the layouts of VOC, COCO and DUTS."""
-
-from wsssbed_hub.targets.shapes.write import make_shapes
-
-__all__ = ["make_shapes"]

@@ -1,0 +1,1 @@
+"""Files, errors, text and threads; nothing here knows of maps."""
