@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from stages.runtime import distributed
+from wsssbed_hub.utils.progress import progress_bar, rate
 
 EVERY = 10.0  # seconds between lines where stderr is no terminal
 
@@ -39,27 +40,11 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Show]
     if total == 0 or not distributed.is_main():
         yield lambda done, details: None
     elif sys.stderr.isatty():
-        with _bar(title, total, done) as show:
-            yield show
+        with progress_bar(title, unit=f"{unit}s", done=done) as show:
+            show(done, total)
+            yield lambda done, details: show(done, total, details)
     else:
         yield _lines(title, total, unit, done)
-
-
-@contextmanager
-def _bar(title: str, total: int, first: int) -> Iterator[Show]:
-    from rich import progress as rich
-    from rich.console import Console
-
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[details]}"),
-    )
-    with rich.Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=total, completed=first, details="")
-        yield lambda done, details: bars.update(task, completed=done, details=details)
 
 
 def _lines(title: str, total: int, unit: str, first: int) -> Show:
@@ -72,10 +57,9 @@ def _lines(title: str, total: int, unit: str, first: int) -> Show:
         if now - last < EVERY and done < total:
             return
         last = now
-        rate = (done - first) / max(now - begin, 1e-9)
-        left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
-        speed = f"{rate:.1f} {unit}s/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s/{unit}"
+        speed = (done - first) / max(now - begin, 1e-9)
+        left = f", {duration((total - done) / speed)} left" if speed > 0 and done < total else ""
         news = f", {details}" if details else ""
-        say(f"{title}: {unit} {done:,} of {total:,}{news}, {speed}{left}")
+        say(f"{title}: {unit} {done:,} of {total:,}{news}, {rate(speed, f'{unit}s')}{left}")
 
     return show

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsssbed_hub.cli.common import AsJson, human, note, print_table, progress_bar
+from wsssbed_hub.cli.options import AsJson
+from wsssbed_hub.cli.output import note, print_table
+from wsssbed_hub.utils.progress import progress_bar
+from wsssbed_hub.utils.units import human
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsssbed_hub.cli.common import DATA_ROOT, AsJson, Registry, Target, print_table
+from wsssbed_hub.cli.options import DATA_ROOT, AsJson, Registry, Target
+from wsssbed_hub.cli.output import print_table
 
 if TYPE_CHECKING:
     from wsssbed_hub.containers.command import Job

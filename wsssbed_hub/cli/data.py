@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsssbed_hub.cli.common import DATA_ROOT, AsJson, DataRoot, note, print_table, progress_bar
+from wsssbed_hub.cli.options import DATA_ROOT, AsJson, DataRoot
+from wsssbed_hub.cli.output import note, print_table
+from wsssbed_hub.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from wsssbed_hub.datasets import Finding

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsssbed_hub.cli.common import WHICH, AsJson, Registry, human, note, print_table
+from wsssbed_hub.cli.options import WHICH, AsJson, Registry
+from wsssbed_hub.cli.output import note, print_table
+from wsssbed_hub.utils.units import human
 
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.keys import Key

@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsssbed_hub.cli.common import (
-    DATA_ROOT,
-    AsJson,
-    DataRoot,
-    Registry,
-    Where,
-    note,
-    open_maps,
-    print_table,
-    progress_bar,
-)
+from wsssbed_hub.cli.options import DATA_ROOT, WHERE, AsJson, DataRoot, Registry
+from wsssbed_hub.cli.output import note, print_table
+from wsssbed_hub.utils.progress import progress_bar
 
 if TYPE_CHECKING:
+    from wsssbed_hub.artifacts.maps import Maps
     from wsssbed_hub.evaluation.curves import ThresholdCurve
     from wsssbed_hub.report.comparison import Comparison
 
@@ -40,10 +33,10 @@ class Protocol(StrEnum):
     ssnet = "ssnet"
 
 
-Cam = Annotated[str, typer.Option(help=f"Activation maps: {Where}.")]
+Cam = Annotated[str, typer.Option(help=f"Activation maps: {WHERE}.")]
 Sal = Annotated[
     str | None,
-    typer.Option(help=f"Saliency maps: {Where}.", show_default="labels without saliency"),
+    typer.Option(help=f"Saliency maps: {WHERE}.", show_default="labels without saliency"),
 ]
 TargetName = Annotated[str, typer.Option("--target", help="Dataset whose images the maps are for.")]
 Split = Annotated[str, typer.Option(help="Images of the target that have a ground truth.")]
@@ -82,8 +75,8 @@ def label(
     """
     from wsssbed_hub.evaluation.labelling import choose_threshold, label_artifact
 
-    activations = open_maps(cam, target, registry, "cam")
-    saliency = None if sal is None else open_maps(sal, target, registry, "sal")
+    activations = _open_maps(cam, target, registry, "cam")
+    saliency = None if sal is None else _open_maps(sal, target, registry, "sal")
     threshold = choose_threshold(
         activations,
         saliency,
@@ -121,7 +114,7 @@ def curve(
     cam: Cam,
     sal: Annotated[
         list[str] | None,
-        typer.Option(help=f"Saliency maps, as often as you like: {Where}."),
+        typer.Option(help=f"Saliency maps, as often as you like: {WHERE}."),
     ] = None,
     target: TargetName = "voc12",
     split: Split = "train",
@@ -167,6 +160,17 @@ def curve(
     )
 
 
+def _open_maps(where: str, target: str | None, registry: str | None, kind: str) -> Maps:
+    """The maps that a person names on the command line; another kind is a usage error."""
+    from wsssbed_hub.registry.open_artifact import open_artifact
+    from wsssbed_hub.utils.errors import UsageError
+
+    maps = open_artifact(where, target, registry=registry)
+    if maps.kind != kind:
+        raise UsageError(f"{where} holds maps of kind {maps.kind}, and {kind} was asked for.")
+    return maps
+
+
 def _compare(
     title: str,
     cam: str,
@@ -182,9 +186,9 @@ def _compare(
 
     with progress_bar(title, unit="images") as progress:
         return compare(
-            open_maps(cam, target, registry, "cam"),
-            [open_maps(name, target, registry, "sal") for name in sals],
-            [open_maps(name, target, registry, "label") for name in own or ()],
+            _open_maps(cam, target, registry, "cam"),
+            [_open_maps(name, target, registry, "sal") for name in sals],
+            [_open_maps(name, target, registry, "label") for name in own or ()],
             target=target,
             progress=progress,
             **how,
@@ -209,7 +213,7 @@ def _percent(value: float | None) -> str | None:
 
 @evaluate.command()
 def segmentation(
-    predictions: Annotated[str, typer.Argument(help=f"Label maps without 255: {Where}.")],
+    predictions: Annotated[str, typer.Argument(help=f"Label maps without 255: {WHERE}.")],
     target: TargetName = "voc12",
     split: Split = "val",
     data_root: DataRoot = DATA_ROOT,
@@ -222,7 +226,7 @@ def segmentation(
 
 @evaluate.command()
 def labels(
-    maps: Annotated[str, typer.Argument(metavar="LABELS", help=f"Pseudo labels: {Where}.")],
+    maps: Annotated[str, typer.Argument(metavar="LABELS", help=f"Pseudo labels: {WHERE}.")],
     target: TargetName = "voc12",
     split: Split = "train",
     data_root: DataRoot = DATA_ROOT,
@@ -249,7 +253,7 @@ def _score(
     dataset = open_target(target, data_root)
     with progress_bar("score", unit="images") as progress:
         score = score_labels(
-            open_maps(where, target, registry, "label"),
+            _open_maps(where, target, registry, "label"),
             dataset.ground_truth(split),
             num_classes=dataset.num_classes,
             undecided=undecided,
@@ -273,7 +277,7 @@ def _score(
 
 @evaluate.command()
 def saliency(
-    maps: Annotated[str, typer.Argument(metavar="MAPS", help=f"Saliency maps: {Where}.")],
+    maps: Annotated[str, typer.Argument(metavar="MAPS", help=f"Saliency maps: {WHERE}.")],
     target: TargetName = "voc12",
     split: Split = "train",
     masks: Annotated[
@@ -302,7 +306,7 @@ def saliency(
         truth = Foreground(open_target(target, data_root).ground_truth(split))
     with progress_bar("score", unit="images") as progress:
         measures = score_saliency(
-            open_maps(maps, None if masks else target, registry, "sal"),
+            _open_maps(maps, None if masks else target, registry, "sal"),
             truth,
             protocol=protocol.value,
             progress=progress,
@@ -316,12 +320,12 @@ def report(
     cam: Cam,
     to: Annotated[Path, typer.Option(help="HTML file to write.")],
     sal: Annotated[
-        list[str] | None, typer.Option(help=f"Saliency maps, as often as you like: {Where}.")
+        list[str] | None, typer.Option(help=f"Saliency maps, as often as you like: {WHERE}.")
     ] = None,
     own: Annotated[
         list[str] | None,
         typer.Option(
-            "--labels", help=f"Labels that were made elsewhere, as often as you like: {Where}."
+            "--labels", help=f"Labels that were made elsewhere, as often as you like: {WHERE}."
         ),
     ] = None,
     segmentation: Annotated[

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from wsssbed_hub.cli.common import AsJson, print_table
+from wsssbed_hub.cli.options import AsJson
+from wsssbed_hub.cli.output import print_table
 
 app = typer.Typer(
     no_args_is_help=True,

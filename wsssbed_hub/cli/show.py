@@ -9,8 +9,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from wsssbed_hub.artifacts.keys import Version
-from wsssbed_hub.cli.common import human, window
+from wsssbed_hub.cli.output import window
 from wsssbed_hub.utils.text import printable
+from wsssbed_hub.utils.units import human
 
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.lineage import Node

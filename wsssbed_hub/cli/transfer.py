@@ -9,16 +9,10 @@ from typing import Annotated
 import typer
 
 from wsssbed_hub.cli import registries
-from wsssbed_hub.cli.common import (
-    DATA_ROOT,
-    WHICH,
-    DataRoot,
-    Registry,
-    Target,
-    human,
-    note,
-    progress_bar,
-)
+from wsssbed_hub.cli.options import DATA_ROOT, WHICH, DataRoot, Registry, Target
+from wsssbed_hub.cli.output import note
+from wsssbed_hub.utils.progress import progress_bar
+from wsssbed_hub.utils.units import human
 
 
 class Form(StrEnum):

@@ -8,9 +8,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+from wsssbed_hub.utils.progress import rate
+
 PROGRAM = """if True:
     import time
-    from wsssbed_hub.cli.common import progress_bar
+    from wsssbed_hub.utils.progress import progress_bar
     with progress_bar("pull [sal/x]") as show:
         for done in range(0, 41):
             show(done * 1_000_000, 80_000_000)
@@ -45,7 +49,7 @@ def test_amount_rate_and_time_left() -> None:
     outside = [line for line in lines if line.startswith("pull [sal/x]")]
     assert any(re.search(r" 20\.0 MB/80\.0 MB +[1-9]\S* MB/s +0:00:0[1-9]", o) for o in outside)
     inside = [line for line in lines if line.startswith("look")]
-    assert any(re.search(r" 2\d/1,234 +[1-9]\d images/s +0:00:\d\d", line) for line in inside)
+    assert any(re.search(r" 2\d/1,234 +[1-9]\S* images/s +0:00:\d\d", line) for line in inside)
     assert "40.0 MB/80.0 MB" in lines[-1] or "40.0 MB/80.0 MB" in lines[-2]
     assert not any("look" in line for line in lines[-2:])  # it was left
 
@@ -53,3 +57,11 @@ def test_amount_rate_and_time_left() -> None:
 def test_nothing_where_stderr_is_a_file() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"),
+    [(0.0, "0.0 images/s"), (0.25, "4.0 s/image"), (12.34, "12.3 images/s")],
+)
+def test_rates_in_words(speed: float, text: str) -> None:
+    assert rate(speed, "images") == text
