@@ -14,7 +14,7 @@ from samples import flip, key_folder, leftovers
 
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.manifest import File
-from wsssbed_hub.cache.store import Store, cache_folder
+from wsssbed_hub.cache.store import Store
 from wsssbed_hub.registry.pull import open_registry, pull, verify
 from wsssbed_hub.utils.errors import HubError
 
@@ -192,25 +192,6 @@ def test_copies_where_links_cannot_be_made(
     assert place.stat().st_mtime_ns == before
     flip(place, 70)
     assert verify(pull("sal/test"))
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ({"WSSSBED_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-        ({"XDG_CACHE_HOME": "/b"}, "/b/wsssbed-hub"),
-        ({"HOME": "/home/me"}, "/home/me/.cache/wsssbed-hub"),
-        ({"WSSSBED_CACHE": "", "HOME": "/home/me"}, "/home/me/.cache/wsssbed-hub"),
-    ],
-)
-def test_where_the_cache_is(
-    monkeypatch: pytest.MonkeyPatch, names: dict[str, str], expected: str
-) -> None:
-    for name in ("WSSSBED_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in names.items():
-        monkeypatch.setenv(name, value)
-    assert str(cache_folder()) == expected
 
 
 def test_the_cache_may_be_removed(file: File) -> None:

@@ -17,6 +17,7 @@ from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.registry.pull import open_registry, pull, registries_in_use
 from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.settings import registry_list
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_what_is_in_use(
     assert registries_in_use() == [own]
     registries.add(b)
     registries.add(a)
-    listed = str(registries.config_file())
+    listed = str(registry_list())
     assert registries_in_use() == [own, (b, listed), (a, listed)]
     assert read("sal/both") == 1
     monkeypatch.setenv("WSSSBED_REGISTRY", f"{a},{b}")
@@ -192,7 +193,7 @@ def test_the_list_is_kept(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatc
     a, b = two
     monkeypatch.chdir(a.parent)
     run("add", "a")  # the whole path is written down
-    path = registries.config_file()
+    path = registry_list()
     assert path.read_text() == f"{a}\n"
     path.write_text(f"# mine\n{a}\n")
     run("add", "hf:wsssbed")

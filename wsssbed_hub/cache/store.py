@@ -33,6 +33,7 @@ from wsssbed_hub.utils.files import (
     write_whole,
 )
 from wsssbed_hub.utils.parallel import JOBS, Stop, at_once
+from wsssbed_hub.utils.settings import cache_folder
 
 Opener = Callable[[File, int], BinaryIO]
 """Opens a file of an artifact for reading from an offset in bytes."""
@@ -43,15 +44,6 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOS
 class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
     def hexdigest(self) -> str: ...
-
-
-def cache_folder() -> Path:
-    """``$WSSSBED_CACHE``, else ``wsssbed-hub`` in the user's cache folder."""
-    given = os.environ.get("WSSSBED_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "wsssbed-hub"
 
 
 class Store:

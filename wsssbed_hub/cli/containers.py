@@ -181,15 +181,15 @@ def reproduce(
 
 
 def _placed(arguments: list[str], registry: str | None, cache: Path | None) -> Placed:
-    from wsssbed_hub.cache.store import cache_folder
     from wsssbed_hub.containers.mounts import place
     from wsssbed_hub.registry.pull import pull
+    from wsssbed_hub.utils import settings
 
     return place(
         arguments,
-        data_root=Path(os.environ.get("WSSSBED_DATA") or DATA_ROOT),
+        data_root=settings.data_root(),
         out=Path("artifacts"),
-        cache=cache or cache_folder() / "stages",
+        cache=cache or settings.cache_folder() / "stages",
         fetch=lambda key, target: pull(key, target, registry=registry),
     )
 

@@ -37,16 +37,18 @@ def add(where: _Where) -> None:
     """Add a registry, at the end of the list: your own folder is searched first."""
     from wsssbed_hub.registry import multi as registries
     from wsssbed_hub.registry.pull import check_address
+    from wsssbed_hub.utils.settings import registry_list
 
     where = check_address(where)
     registries.add(where)
-    typer.echo(f"{where} is in {registries.config_file()}")
+    typer.echo(f"{where} is in {registry_list()}")
 
 
 @app.command()
 def remove(where: _Where) -> None:
     """Take a registry off the list. What it holds stays."""
     from wsssbed_hub.registry import multi as registries
+    from wsssbed_hub.utils.settings import registry_list
 
     registries.remove(where)
-    typer.echo(f"{where} is no longer in {registries.config_file()}")
+    typer.echo(f"{where} is no longer in {registry_list()}")

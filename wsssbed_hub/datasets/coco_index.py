@@ -63,7 +63,7 @@ def load_index(path: Path, prefix: str) -> Index:
     Raises HubError naming the file if it is missing, or is not what COCO's are: not JSON, larger
     than 1 GiB, ids that occur twice or refer to nothing, images under other names.
     """
-    from wsssbed_hub.cache.store import cache_folder
+    from wsssbed_hub.utils.settings import cache_folder
 
     try:
         status = os.stat(path)

@@ -7,7 +7,6 @@ The list is a text file, one registry a line: ``$XDG_CONFIG_HOME/wsssbed-hub/reg
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,6 +16,7 @@ from wsssbed_hub.artifacts.manifest import File, Manifest
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import Progress, exclusive, expect_trouble, write_whole
+from wsssbed_hub.utils.settings import registry_list
 
 if TYPE_CHECKING:
     from wsssbed_hub.registry.pull import Registry
@@ -99,20 +99,14 @@ def split(text: str) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def config_file() -> Path:
-    """The file with the user's registries, which need not exist."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "wsssbed-hub" / "registries"
-
-
 def configured() -> list[str]:
     """The registries of the config file; lines that begin with ``#`` are remarks."""
     try:
-        lines = config_file().read_text().splitlines()
+        lines = registry_list().read_text().splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise HubError(f"{config_file()} cannot be read: {error}.") from None
+        raise HubError(f"{registry_list()} cannot be read: {error}.") from None
     found = (line.strip() for line in lines)
     return list(dict.fromkeys(line for line in found if line and not line.startswith("#")))
 
@@ -126,7 +120,7 @@ def add(where: str) -> None:
         raise UsageError(f"{where!r} is not one registry: a folder, a URL or hf:NAMESPACE.")
     with _changing() as lines:
         if where in lines:
-            raise UsageError(f"{where} is in {config_file()} already.")
+            raise UsageError(f"{where} is in {registry_list()} already.")
         lines.append(where)
 
 
@@ -135,7 +129,7 @@ def remove(where: str) -> None:
     with _changing() as lines:
         if where not in lines:
             have = ", ".join(configured()) or "none"
-            raise UsageError(f"{where} is not in {config_file()}. It lists: {have}.")
+            raise UsageError(f"{where} is not in {registry_list()}. It lists: {have}.")
         lines[:] = [line for line in lines if line.strip() != where]
 
 
@@ -143,7 +137,7 @@ class _changing:
     """The lines of the config file, remarks included, written back whole."""
 
     def __enter__(self) -> list[str]:
-        path = config_file()
+        path = registry_list()
         self._lock = exclusive(path.parent / ".lock")
         with expect_trouble(path.parent):
             self._lock.__enter__()
@@ -154,7 +148,7 @@ class _changing:
         try:
             if kind is None:
                 text = "".join(f"{line}\n" for line in self._lines)
-                with expect_trouble(config_file().parent):
-                    write_whole(config_file(), text.encode())
+                with expect_trouble(registry_list().parent):
+                    write_whole(registry_list(), text.encode())
         finally:
             self._lock.__exit__(None, None, None)

@@ -6,7 +6,6 @@ A registry is any place that holds manifests and files. ``Registry`` is all that
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -19,8 +18,9 @@ from wsssbed_hub.artifacts.png_layout import write_pngs
 from wsssbed_hub.cache.store import Opener, Store
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.index import IndexRegistry
-from wsssbed_hub.registry.multi import Registries, config_file, configured, split
+from wsssbed_hub.registry.multi import Registries, configured, split
 from wsssbed_hub.registry.release.fetch import from_url, is_url_only
+from wsssbed_hub.utils import settings
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import Progress, share
 from wsssbed_hub.utils.parallel import JOBS
@@ -62,18 +62,16 @@ class Registry(Protocol):
 def default_registry() -> str:
     """Where is published if nothing else is said: the first that ``$WSSSBED_REGISTRY`` lists, else
     a folder of the user's own."""
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    own = str(Path(base) / "wsssbed-hub" / "registry")
-    return next(iter(split(os.environ.get("WSSSBED_REGISTRY", ""))), own)
+    return next(iter(split(settings.registries())), str(settings.own_registry()))
 
 
 def registries_in_use() -> list[tuple[str, str]]:
     """What is searched, in order, where no registry is named, each with what says so: those of
     ``WSSSBED_REGISTRY`` if it is set, else the user's own folder and those of the config file. The
     index of record stands behind them."""
-    if named := split(os.environ.get("WSSSBED_REGISTRY", "")):
+    if named := split(settings.registries()):
         return [(where, "WSSSBED_REGISTRY") for where in named]
-    listed = [(where, str(config_file())) for where in configured()]
+    listed = [(where, str(settings.registry_list())) for where in configured()]
     return [(default_registry(), "your own folder"), *listed]
 
 

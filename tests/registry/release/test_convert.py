@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 from wsssbed_hub.cli.app import app
 from wsssbed_hub.datasets import TARGETS
 from wsssbed_hub.registry.pull import pull, verify
-from wsssbed_hub.registry.release.lockfile import lock_path, read_lock
+from wsssbed_hub.registry.release.lockfile import read_lock
 from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.settings import lock_file
 
 IMAGES = 200  # in four parts
 PATH = "/act_maps/CAM.zip"
@@ -81,7 +82,7 @@ def processes() -> list[int]:
 
 
 def pin() -> dict[str, Any]:
-    found = read_lock(lock_path()).pins["cam/cam@1.0.0"]["shapes"].model_dump(mode="json")
+    found = read_lock(lock_file()).pins["cam/cam@1.0.0"]["shapes"].model_dump(mode="json")
     return {name: value for name, value in found.items() if name != "date"}
 
 

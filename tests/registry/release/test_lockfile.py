@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from killing import exit_code, in_child
 
-from wsssbed_hub.registry.release.lockfile import Pin, find_pin, lock_path, read_lock, write_pin
+from wsssbed_hub.registry.release.lockfile import Pin, find_pin, read_lock, write_pin
 from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.settings import lock_file
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 KEY = "sal/x@1.0.0"
@@ -25,11 +26,11 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("WSSSBED_LOCK", str(tmp_path / "mine.yaml"))
-    assert lock_path() == tmp_path / "mine.yaml"
+    assert lock_file() == tmp_path / "mine.yaml"
     monkeypatch.delenv("WSSSBED_LOCK")
-    assert lock_path() == tmp_path / "config" / "wsssbed-hub" / "wsssbed.lock.yaml"
+    assert lock_file() == tmp_path / "config" / "wsssbed-hub" / "wsssbed.lock.yaml"
     (tmp_path / "wsssbed.lock.yaml").touch()
-    assert lock_path() == tmp_path / "wsssbed.lock.yaml"
+    assert lock_file() == tmp_path / "wsssbed.lock.yaml"
     assert find_pin(KEY, "voc12") is None
     write_pin(KEY, "voc12", pin())
     assert find_pin(KEY, "voc12") == pin()
@@ -50,13 +51,13 @@ def test_pins_written_at_the_same_time_all_stay() -> None:
         in_child(lambda n=n: write_pin(f"sal/x{n}@1.0.0", "voc12", pin())) for n in range(6)
     ]
     assert [exit_code(child) for child in children] == [0] * 6
-    assert sorted(read_lock(lock_path()).pins) == [f"sal/x{n}@1.0.0" for n in range(6)]
+    assert sorted(read_lock(lock_file()).pins) == [f"sal/x{n}@1.0.0" for n in range(6)]
 
 
 @pytest.mark.parametrize("text", ["pins: [", "pins: {a: {b: {}}}", "other: 1", "- a"])
 def test_a_damaged_file_is_not_overwritten(text: str) -> None:
-    lock_path().parent.mkdir()
-    lock_path().write_text(text)
+    lock_file().parent.mkdir()
+    lock_file().write_text(text)
     with pytest.raises(HubError, match=r"wsssbed\.lock\.yaml"):
         write_pin(KEY, "voc12", pin())
-    assert lock_path().read_text() == text
+    assert lock_file().read_text() == text

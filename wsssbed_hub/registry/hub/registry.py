@@ -23,7 +23,6 @@ from wsssbed_hub.artifacts.key_folder import MANIFEST, verify_folder
 from wsssbed_hub.artifacts.keys import HUB, KINDS, Key, Version
 from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_manifest
 from wsssbed_hub.artifacts.merge import merge
-from wsssbed_hub.cache.store import cache_folder
 from wsssbed_hub.registry.hub.card import TAG, dataset_card
 from wsssbed_hub.registry.hub.errors import LONGEST_WAIT, TRIES, Conflict, Missing, Offline, Passing
 from wsssbed_hub.registry.hub.repository import (
@@ -37,6 +36,7 @@ from wsssbed_hub.registry.publish_plan import Plan, Transfer
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.utils.files import Progress, share, write_whole
 from wsssbed_hub.utils.parallel import Stop, at_once
+from wsssbed_hub.utils.settings import cache_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

@@ -31,6 +31,7 @@ from wsssbed_hub.evaluation.inspect import (
 from wsssbed_hub.registry.release.convert import Job, convert, default_processes
 from wsssbed_hub.registry.release.download import Downloaded, download, download_path
 from wsssbed_hub.registry.release.lockfile import Pin, check_pin, find_pin, now, write_pin
+from wsssbed_hub.utils import settings
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     Progress,
@@ -67,7 +68,7 @@ def from_url(
     not what the manifest or the lock file says it is. Interrupted, it goes on.
     """
     fetch = _Fetch(manifest, chosen, store, progress)
-    data_root = data_root or Path(os.environ.get("WSSSBED_DATA") or "/data")
+    data_root = data_root or settings.data_root()
     processes = processes or default_processes()
     path = fetch.home.with_name(f".{fetch.home.name}.lock")
     with expect_trouble(store.root), exclusive(path) as guard:

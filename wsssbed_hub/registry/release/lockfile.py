@@ -8,7 +8,6 @@ it is there, so that a project can keep its own under version control (``touch``
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +19,8 @@ from wsssbed_hub.artifacts.manifest import Digest, Model
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import exclusive, expect_trouble, write_whole
 from wsssbed_hub.utils.safe_yaml import load_yaml
+from wsssbed_hub.utils.settings import lock_file
 
-NAME = "wsssbed.lock.yaml"
 MAX_BYTES = 16 << 20
 
 
@@ -50,17 +49,6 @@ class Lock(Model):
     pins: dict[str, dict[str, Pin]] = Field(default_factory=dict)
 
 
-def lock_path() -> Path:
-    """Where the lock file is, or would be."""
-    given = os.environ.get("WSSSBED_LOCK")
-    if given:
-        return Path(given)
-    if Path(NAME).is_file():
-        return Path(NAME).absolute()
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "wsssbed-hub" / NAME
-
-
 def read_lock(path: Path) -> Lock:
     """The lock file at ``path``, an empty one if there is none. Raises HubError for damage."""
     try:
@@ -82,7 +70,7 @@ def read_lock(path: Path) -> Lock:
 
 def find_pin(key: str, target: str) -> Pin | None:
     """What is written down for ``key`` (with its version) over ``target``."""
-    return read_lock(lock_path()).pins.get(key, {}).get(target)
+    return read_lock(lock_file()).pins.get(key, {}).get(target)
 
 
 def write_pin(key: str, target: str, pin: Pin) -> Path:
@@ -90,7 +78,7 @@ def write_pin(key: str, target: str, pin: Pin) -> Path:
 
     Raises HubError if there is one with other bytes or other maps.
     """
-    path = lock_path()
+    path = lock_file()
     with expect_trouble(path.parent), exclusive(path.parent, folder=True):
         lock = read_lock(path)
         old = lock.pins.get(key, {}).get(target)
@@ -110,7 +98,7 @@ def check_pin(pin: Pin, key: str, target: str, sha256: str, content: str | None 
             raise HubError(
                 f"{key} over {target}: {pin.url} has changed since it was first fetched on "
                 f"{pin.date:%Y-%m-%d}: other {what}, {then} then, {now} now. Nothing of it was "
-                f"kept. If the new ones are right, remove its pin from {lock_path()} and run it "
+                f"kept. If the new ones are right, remove its pin from {lock_file()} and run it "
                 "again."
             )
 
