@@ -6,9 +6,9 @@ import json
 import tracemalloc
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
-from conformance import conformance
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
-from conformance import conformance
 
 from wsssbed_hub.evaluation.metrics import CONVENTIONS, SegmentationScore, class_iou, mean_iou
 from wsssbed_hub.utils.errors import HubError, UsageError

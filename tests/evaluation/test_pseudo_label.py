@@ -5,9 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
-from conformance import conformance
 from hypothesis import given
 from hypothesis import strategies as st
 

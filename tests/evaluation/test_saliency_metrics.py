@@ -6,9 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
-from conformance import conformance
 
 from wsssbed_hub.evaluation.saliency_metrics import SaliencyScore, SSNetSaliencyScore, f_measure
 from wsssbed_hub.utils.errors import HubError, UsageError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import conformance
 import numpy as np
 import torch
-from conformance import conformance
 from torch import Tensor, nn
 
 

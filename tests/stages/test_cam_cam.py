@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from torch import nn
 
 from stages.cam.cam import RECIPES, Classifier, Method, Views

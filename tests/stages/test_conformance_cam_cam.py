@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import conformance
 import pytest
 import torch
-from conformance import conformance
 from references import checkpoint, error, outputs_of
 from torch import Tensor
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from references import error
 from torch import Tensor
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from references import checkpoint, error, outputs_of
 from torch import Tensor, nn
 

@@ -7,10 +7,10 @@ mean over the pixels. The published saliency and class losses have no part in th
 
 from __future__ import annotations
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from references import error
 from torch import Tensor
 

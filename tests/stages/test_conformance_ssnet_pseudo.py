@@ -7,10 +7,10 @@ differ in the third image shows that this one is the paper's.
 
 from __future__ import annotations
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from torch import Tensor
 
 from stages.runtime.densecrf import SSNET

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from references import checkpoint, error, outputs_of
 from torch import Tensor
 

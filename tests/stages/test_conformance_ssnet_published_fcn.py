@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from references import checkpoint, error, outputs_of
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from torch import Tensor
 
 from stages.runtime.permutohedral import build_lattice

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import conformance
 import numpy as np
 import pytest
 import torch
-from conformance import conformance
 from PIL import Image
 from references import checkpoint
 from safetensors.torch import load_file
