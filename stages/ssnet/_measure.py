@@ -28,7 +28,7 @@ from stages.ssnet._ssnet import Setting
 from stages.ssnet._training import Study, has_saliency, has_segmentation
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, Result
-from wsssbed_hub.datasets import SOD_DATASETS, SodDataset, is_there, open_sod_dataset
+from wsssbed_hub.datasets import SOD_DATASETS, SodDataset, open_sod_dataset
 from wsssbed_hub.evaluation.metrics import SegmentationScore
 from wsssbed_hub.evaluation.saliency_metrics import SSNetSaliencyScore
 
@@ -68,7 +68,7 @@ def benchmarks_at_hand(study: Study) -> list[Benchmark]:
         spec = SOD_DATASETS[name]
         if name in trained_on:
             say(f"{name} is not measured: the training sees it.")
-        elif not is_there(spec, options.data_root):
+        elif not spec.is_there(options.data_root):
             say(
                 f"{name} is not measured: it is not below {options.data_root}. `wsssbed-hub data "
                 f"check {name}` says where to get it."

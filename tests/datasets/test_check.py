@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from layouts import annotation, grey_png, mask, pairs, palette_png, remove, sbd, voc
 
-from wsssbed_hub.datasets import SOD_DATASETS, TARGETS, Finding, Report, check, is_there
+from wsssbed_hub.datasets import SOD_DATASETS, TARGETS, DatasetReport, FileFinding, check
 from wsssbed_hub.utils.errors import UsageError
 
 
-def finding(report: Report, what: str) -> Finding:
+def finding(report: DatasetReport, what: str) -> FileFinding:
     (found,) = [found for found in report.findings if found.what == what]
     return found
 
@@ -117,7 +117,7 @@ def test_sod_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = finding(report, "ecssd: masks")
     assert (lost.found, lost.expected, lost.detail) == (9, 10, "missing: 0007")
     assert finding(report, "ecssd: images").ok
-    opened = finding(report, "ecssd: every pair opened")
+    opened = finding(report, "ecssd: every mask opened")
     assert not opened.ok
     assert "0008.png is 2 x 9" in opened.detail
 
@@ -153,10 +153,10 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 def test_is_there(tmp_path: Path) -> None:
     specs = [TARGETS["voc12"], SOD_DATASETS["msra"], SOD_DATASETS["msra-hku"]]
-    assert [is_there(spec, tmp_path) for spec in specs] == [False, False, False]
+    assert [spec.is_there(tmp_path) for spec in specs] == [False, False, False]
     voc(tmp_path)
     pairs(tmp_path / "MSRA-B", tmp_path / "MSRA-B", ["1"])
-    assert [is_there(spec, tmp_path) for spec in specs] == [True, True, False]
+    assert [spec.is_there(tmp_path) for spec in specs] == [True, True, False]
 
 
 def test_published_numbers_in_words() -> None:

@@ -23,7 +23,14 @@ from layouts import (
 )
 from pycocotools.coco import COCO
 
-from wsssbed_hub.datasets import TARGETS, Finding, Report, check, is_there, make_shapes, open_target
+from wsssbed_hub.datasets import (
+    TARGETS,
+    DatasetReport,
+    FileFinding,
+    check,
+    make_shapes,
+    open_target,
+)
 from wsssbed_hub.datasets.coco import COCO_CLASSES
 from wsssbed_hub.evaluation.inspect import check_lists, goal_of
 from wsssbed_hub.utils.errors import HubError, UsageError
@@ -33,7 +40,7 @@ PERSON, BOWL, ORANGE, BROCCOLI, TOOTHBRUSH = 1, 51, 55, 56, 90  # COCO's categor
 WHOLE = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
 
 
-def finding(report: Report, what: str) -> Finding:
+def finding(report: DatasetReport, what: str) -> FileFinding:
     (found,) = [found for found in report.findings if found.what == what]
     return found
 
@@ -230,9 +237,9 @@ def test_a_mask_of_another_size_than_the_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["coco", "COCO", "coco2014", "."])
 def test_folders(tmp_path: Path, folder: str) -> None:
-    assert not is_there(TARGETS["coco14"], tmp_path)
+    assert not TARGETS["coco14"].is_there(tmp_path)
     coco(tmp_path, {9: [instance(PERSON, WHOLE)]}, folder=folder)
-    assert is_there(TARGETS["coco14"], tmp_path)
+    assert TARGETS["coco14"].is_there(tmp_path)
     assert open_target("coco14", tmp_path).image_ids("train") == [TRAIN.format(9)]
 
 

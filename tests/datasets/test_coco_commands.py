@@ -92,3 +92,4 @@ def test_data_commands(command: Hub, root: Path) -> None:
     assert "3 of 82,081" in checked.out
     assert "drawn from the instances" in checked.out
     assert "http://images.cocodataset.org/zips/val2014.zip" in checked.out
+    assert "Paper to cite: https://arxiv.org/abs/1405.0312" in checked.out

@@ -10,10 +10,9 @@ from layouts import COCO_IDS, HEIGHT, WIDTH, box, coco, image, instance, remove
 
 from wsssbed_hub.datasets import (
     SOD_DATASETS,
-    Finding,
-    Report,
+    DatasetReport,
+    FileFinding,
     check,
-    is_there,
     make_shapes,
     open_sod_dataset,
     open_target,
@@ -26,7 +25,7 @@ PERSON, TV, TRUCK, BOWL = 1, 72, 8, 51  # COCO's category ids; VOC has the first
 NINE, OTHER = "000000000009", "000000581921"
 
 
-def finding(report: Report, what: str) -> Finding:
+def finding(report: DatasetReport, what: str) -> FileFinding:
     (found,) = [found for found in report.findings if found.what == what]
     return found
 
@@ -96,9 +95,9 @@ def test_the_number_of_images_is_not_known() -> None:
 def test_what_is_missing(root: Path) -> None:
     report = check("coco", root, deep=True)
     assert report.ok
-    assert finding(report, "coco: instances").found == 2
+    assert finding(report, "coco: list").found == 2
     image(root / f"coco/train2017/{NINE}.jpg", 6, 8)
-    opened = finding(check("coco", root, deep=True), "coco: every pair opened")
+    opened = finding(check("coco", root, deep=True), "coco: every mask opened")
     assert f"the mask of {NINE} drawn from" in opened.detail
     assert "is 6 x 9 pixels" in opened.detail
     with pytest.raises(HubError, match=r"the mask of 000000000009 drawn from .* is 6 x 9 pixels"):
@@ -112,16 +111,16 @@ def test_what_is_missing(root: Path) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    assert not is_there(SOD_DATASETS["coco20"], tmp_path)
+    assert not SOD_DATASETS["coco20"].is_there(tmp_path)
     with pytest.raises(HubError, match=r"coco20 is not below.*instances_train2017.*train2017\.zip"):
         open_sod_dataset("coco20", tmp_path)
-    found = finding(check("coco20", tmp_path), "coco20: instances")
+    found = finding(check("coco20", tmp_path), "coco20: images")
     assert "instances_train2017.json" in found.detail
     names = ["person", *COCO_CLASSES[1:-1], "comb"]
     coco(tmp_path, {9: []}, part="train2017", prefix="", names=names, ids=COCO_IDS)
-    assert is_there(SOD_DATASETS["coco20"], tmp_path)
+    assert SOD_DATASETS["coco20"].is_there(tmp_path)
     report = check("coco", tmp_path)
-    assert finding(report, "coco: instances").detail == "no image has an instance"
+    assert finding(report, "coco: list").detail == "no image has an instance"
     coco(tmp_path, {9: []}, part="train2017", prefix="", names=["comb"], ids=[1])
     with pytest.raises(HubError, match="has no category 'airplane', which coco20 needs"):
         open_sod_dataset("coco20", tmp_path)

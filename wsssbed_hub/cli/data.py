@@ -14,7 +14,7 @@ from wsssbed_hub.cli.output import note, print_table
 from wsssbed_hub.utils.progress import progress_bar
 
 if TYPE_CHECKING:
-    from wsssbed_hub.datasets import Finding
+    from wsssbed_hub.datasets import FileFinding
 
 data = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Datasets: which are known, there, complete."
@@ -32,7 +32,7 @@ class Extra(StrEnum):
 @data.command("list")
 def list_(data_root: DataRoot = DATA_ROOT, as_json: AsJson = False) -> None:
     """List the targets and SOD datasets that are known, and which of them are there."""
-    from wsssbed_hub.datasets import SOD_DATASETS, TARGETS, is_there
+    from wsssbed_hub.datasets import SOD_DATASETS, TARGETS
 
     rows = []
     for use, specs in (("target", TARGETS), ("SOD dataset", SOD_DATASETS)):
@@ -42,7 +42,7 @@ def list_(data_root: DataRoot = DATA_ROOT, as_json: AsJson = False) -> None:
                     "name": spec.name,
                     "used as": use,
                     "images": spec.published,
-                    "there": "yes" if is_there(spec, data_root) else "no",
+                    "there": "yes" if spec.is_there(data_root) else "no",
                     "title": spec.title,
                 }
             )
@@ -78,11 +78,13 @@ def check(
             for source in report.sources:
                 typer.echo(f"  {source.what}: {source.where}")
             typer.echo(f"  licence: {report.licence}")
+        if report.paper is not None:
+            typer.echo(f"Paper to cite: {report.paper}")
     if not report.ok:
         raise typer.Exit(1)
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: FileFinding) -> str:
     counts = "" if finding.found is None else f"  {finding.found:,}"
     if finding.expected is not None and finding.expected != finding.found:
         counts += f" of {finding.expected:,}"

@@ -1,24 +1,23 @@
 """Where the images and labels are: targets, SOD datasets, and the synthetic ``shapes``."""
 
-from wsssbed_hub.datasets.base import Finding, NotThere, Source, Target, TargetSpec
+from wsssbed_hub.datasets.base import DownloadSource, NotThere, Target, TargetSpec
 from wsssbed_hub.datasets.catalog import SOD_DATASETS, TARGETS, open_sod_dataset, open_target
-from wsssbed_hub.datasets.check import Report, check, is_there
+from wsssbed_hub.datasets.check import DatasetReport, FileFinding, check
 from wsssbed_hub.datasets.shapes import make_shapes
 from wsssbed_hub.datasets.sod import SodDataset, SodSpec
 
 __all__ = [
     "SOD_DATASETS",
     "TARGETS",
-    "Finding",
+    "DatasetReport",
+    "DownloadSource",
+    "FileFinding",
     "NotThere",
-    "Report",
     "SodDataset",
     "SodSpec",
-    "Source",
     "Target",
     "TargetSpec",
     "check",
-    "is_there",
     "make_shapes",
     "open_sod_dataset",
     "open_target",

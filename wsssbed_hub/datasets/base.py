@@ -1,70 +1,91 @@
-"""What every target is, and what is known of each before any file is opened."""
+"""Base classes of targets and of what is known of a dataset before any file is opened."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from wsssbed_hub.artifacts.maps import Maps
-from wsssbed_hub.datasets.image_files import either, image_size, read_rgb, some_messages
-from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import Progress
+from wsssbed_hub.datasets.image_files import either, image_size, read_rgb
+from wsssbed_hub.datasets.inventory import Inventory
+from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """Where something is to be had: a web page, or the command that makes it."""
 
     what: str
     where: str
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a check looked at. ``found`` and ``expected`` are numbers of images."""
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(ABC):
+    """A dataset as it was published, whether or not it is on this machine."""
 
-    what: str
-    ok: bool
-    found: int | None = None
-    expected: int | None = None
-    path: str | None = None
-    detail: str = ""
+    name: str
+    title: str
+    sources: tuple[DownloadSource, ...]
+    licence: str
+    paper: str | None = None
+
+    @property
+    @abstractmethod
+    def published(self) -> str:
+        """The published numbers of images, in words; empty if there are none."""
+
+    @property
+    def parts_or_self(self) -> Sequence[DatasetSpec]:
+        """The datasets that it joins; itself if it joins none."""
+        return (self,)
+
+    @property
+    def published_images(self) -> int | None:
+        """The published number of images, None where it is unknown or each split has its own."""
+        return None
+
+    @abstractmethod
+    def inventory(self, data_root: Path) -> Inventory:
+        """What should be there. Raises NotThere, or HubError for files that cannot be told apart.
+
+        Not for a dataset that joins others.
+        """
+
+    @abstractmethod
+    def is_there(self, data_root: Path) -> bool:
+        """Whether it can be opened; whether it is complete, ``check`` tells."""
 
 
-def all_opened(problems: Mapping[str, Sequence[str]], folder: Path) -> Iterator[Finding]:
-    """Whether every file below ``folder`` could be opened, by what it is; ``problems`` say why one
-    could not."""
-    for what, messages in problems.items():
-        detail = some_messages(messages)
-        yield Finding(f"every {what} opened", not messages, path=str(folder), detail=detail)
-
-
-@dataclass(frozen=True)
-class TargetSpec:
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec(DatasetSpec):
     """A target as it was published.
 
     ``classes`` are without background; ``counts`` are the published numbers of images of each
     split, empty for a target whose size is up to whoever makes it.
     """
 
-    name: str
-    title: str
     classes: tuple[str, ...]
     splits: tuple[str, ...]
-    sources: tuple[Source, ...]
-    licence: str
     open: Callable[[TargetSpec, Path], Target]
     counts: Mapping[str, int] = field(default_factory=dict)
-    paper: str | None = None
 
     @property
     def published(self) -> str:
-        """The published numbers of images, in words; empty if there are none."""
         return ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
+
+    def inventory(self, data_root: Path) -> Inventory:
+        return self.open(self, data_root).inventory()
+
+    def is_there(self, data_root: Path) -> bool:
+        try:
+            self.open(self, data_root)
+        except HubError:
+            return False
+        return True
 
 
 class Target(ABC):
@@ -105,13 +126,13 @@ class Target(ABC):
         Raises HubError if it is not there or cannot be read.
         """
 
+    @abstractmethod
+    def inventory(self) -> Inventory:
+        """The files that ``check`` looks for."""
+
     def ground_truth(self, split: str) -> Maps:
         """The masks of a split, as maps of kind ``label``. Raises UsageError for an unknown one."""
         return _GroundTruth(self, split)
-
-    @abstractmethod
-    def inspect(self, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
-        """What ``check`` reports of the files."""
 
     def read_image(self, image_id: str) -> np.ndarray:
         """uint8[H, W, 3], RGB."""
@@ -120,6 +141,14 @@ class Target(ABC):
     def size(self, image_id: str) -> tuple[int, int]:
         """(height, width) of the image, from its header."""
         return image_size(self.image_path(image_id))
+
+    def require_split(self, split: str) -> None:
+        """Raises UsageError for an unknown split."""
+        if split not in self.splits:
+            raise UsageError(
+                f"{self.name} has no split {split!r}.{did_you_mean(split, self.splits)} "
+                f"Splits are {', '.join(self.splits)}."
+            )
 
 
 class _GroundTruth(Maps):
@@ -145,7 +174,11 @@ class NotThere(HubError):
     """A dataset is not below the data root."""
 
     def __init__(
-        self, name: str, data_root: Path, looked_for: list[Path], sources: tuple[Source, ...]
+        self,
+        name: str,
+        data_root: Path,
+        looked_for: list[Path],
+        sources: tuple[DownloadSource, ...],
     ) -> None:
         self.looked_for = looked_for
         get = "; ".join(f"{source.what}: {source.where}" for source in sources)
@@ -153,8 +186,3 @@ class NotThere(HubError):
             f"{name} is not below {data_root}: looked for {either(looked_for)}. "
             f"Where to get it: {get}."
         )
-
-    def finding(self, what: str, published: int | None = None) -> Finding:
-        """This as a finding; a report says apart where the dataset is to be had."""
-        detail = f"looked for {either(self.looked_for)}"
-        return Finding(what, False, 0, published, detail=detail)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsssbed_hub.datasets.base import Source, Target, TargetSpec
+from wsssbed_hub.datasets.base import DownloadSource, Target, TargetSpec
 from wsssbed_hub.datasets.coco import COCO_CLASSES, COCO_SPLITS, open_coco
 from wsssbed_hub.datasets.shapes.objects import CLASSES as SHAPES
 from wsssbed_hub.datasets.sod import Layout, SodDataset, SodSpec, open_sod
@@ -16,7 +16,7 @@ from wsssbed_hub.datasets.sod_coco import InstanceLayout
 from wsssbed_hub.datasets.voc import SPLITS, VOC_CLASSES, open_voc
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
-_DRAW = (Source("synthetic, drawn by", "wsssbed-hub data make shapes"),)
+_DRAW = (DownloadSource("synthetic, drawn by", "wsssbed-hub data make shapes"),)
 
 VOC12 = TargetSpec(
     name="voc12",
@@ -25,15 +25,15 @@ VOC12 = TargetSpec(
     splits=SPLITS,
     counts={"train_aug": 10582, "train": 1464, "val": 1449},
     sources=(
-        Source(
+        DownloadSource(
             "images, annotations, masks of train and val (VOCtrainval_11-May-2012.tar)",
             "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
         ),
-        Source(
+        DownloadSource(
             "masks and lists of train_aug (SBD, benchmark.tgz)",
             "http://home.bharathh.info/pubs/codes/SBD/download.html",
         ),
-        Source(
+        DownloadSource(
             "or the same masks as PNG (SegmentationClassAug.zip, linked there), with a list",
             "https://github.com/DrSleep/tensorflow-deeplab-resnet",
         ),
@@ -54,9 +54,9 @@ _COCO_LICENCE = "images: Flickr terms of use; annotations: CC BY 4.0"
 _COCO_PAPER = "https://arxiv.org/abs/1405.0312"
 
 
-def _coco_zips(*names: str) -> tuple[Source, ...]:
+def _coco_zips(*names: str) -> tuple[DownloadSource, ...]:
     return tuple(
-        Source(f"{name.partition('/')[2]}, unpacked in coco", f"{_COCO_ZIPS}{name}")
+        DownloadSource(f"{name.partition('/')[2]}, unpacked in coco", f"{_COCO_ZIPS}{name}")
         for name in names
     )
 
@@ -117,7 +117,7 @@ _DUTS_LICENCE = "free for academic research"
 DUTS = SodSpec(
     name="duts",
     title="DUTS-TR, the training images of DUTS",
-    sources=(Source("DUTS-TR.zip", _DUTS_SITE),),
+    sources=(DownloadSource("DUTS-TR.zip", _DUTS_SITE),),
     layouts=_duts("DUTS-TR"),
     count=10553,
     licence=_DUTS_LICENCE,
@@ -125,7 +125,7 @@ DUTS = SodSpec(
 DUTS_TE = SodSpec(
     name="duts-te",
     title="DUTS-TE, the test images of DUTS",
-    sources=(Source("DUTS-TE.zip", _DUTS_SITE),),
+    sources=(DownloadSource("DUTS-TE.zip", _DUTS_SITE),),
     layouts=_duts("DUTS-TE"),
     count=5019,
     licence=_DUTS_LICENCE,
@@ -133,7 +133,7 @@ DUTS_TE = SodSpec(
 MSRA = SodSpec(
     name="msra",
     title="MSRA-B with the pixel masks of DRFI",
-    sources=(Source("MSRA-B.zip", "https://mmcheng.net/msra10k/"),),
+    sources=(DownloadSource("MSRA-B.zip", "https://mmcheng.net/msra10k/"),),
     # The archive has JPEGs and PNGs side by side in MSRA-B; the others are common copies.
     layouts=(
         *_folders("MSRA-B", ("imgs", "gt"), ("image", "annotation"), ("images", "masks")),
@@ -145,7 +145,9 @@ MSRA = SodSpec(
 HKU_IS = SodSpec(
     name="hku-is",
     title="HKU-IS, all images",
-    sources=(Source("HKU-IS.rar", "https://i.cs.hku.hk/~yzyu/research/deep_saliency.html"),),
+    sources=(
+        DownloadSource("HKU-IS.rar", "https://i.cs.hku.hk/~yzyu/research/deep_saliency.html"),
+    ),
     layouts=_folders("HKU-IS", ("imgs", "gt")),
     count=4447,
     paper="https://arxiv.org/abs/1503.08663",
@@ -161,7 +163,7 @@ ECSSD = SodSpec(
     name="ecssd",
     title="ECSSD",
     sources=(
-        Source(
+        DownloadSource(
             "images.zip and ground_truth_mask.zip, unpacked in ECSSD",
             "https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
         ),
@@ -174,7 +176,9 @@ _PASCAL = ("datasets/imgs/pascal", "datasets/masks/pascal")
 PASCAL_S = SodSpec(
     name="pascal-s",
     title="PASCAL-S",
-    sources=(Source("salObj.zip, unpacked in PASCAL-S", "http://cbs.ic.gatech.edu/salobj/"),),
+    sources=(
+        DownloadSource("salObj.zip, unpacked in PASCAL-S", "http://cbs.ic.gatech.edu/salobj/"),
+    ),
     # salObj.zip has no folder of its own around datasets/.
     layouts=(
         *_folders("PASCAL-S", _PASCAL),
@@ -191,11 +195,11 @@ SOD = SodSpec(
     # Its authors give outlines as .mat and no images. The binary masks that papers score with
     # come in evaluation packages, as SOD/Imgs; the other folders are a guess at further copies.
     sources=(
-        Source(
+        DownloadSource(
             "outlines, by the authors",
             "https://www.elderlab.yorku.ca/resources/salient-objects-dataset-sod/",
         ),
-        Source(
+        DownloadSource(
             "images and binary masks, SOD/Imgs in the data for testing that PoolNet links to",
             "https://github.com/backseason/PoolNet",
         ),

@@ -17,17 +17,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from wsssbed_hub.artifacts.maps import check_image_id
-from wsssbed_hub.datasets.base import Finding, NotThere, Source, Target, TargetSpec
+from wsssbed_hub.datasets.base import DownloadSource, NotThere, Target, TargetSpec
 from wsssbed_hub.datasets.coco_instances import Instances
 from wsssbed_hub.datasets.image_files import image_size, read_indices
-from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import Progress
+from wsssbed_hub.datasets.inventory import (
+    ClassCheck,
+    DrawnMasks,
+    ExpectedList,
+    Files,
+    ImageList,
+    Inventory,
+)
+from wsssbed_hub.utils.errors import HubError
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -60,17 +68,17 @@ def find_coco(
     data_root: Path,
     folders: tuple[str, ...],
     parts: tuple[str, ...],
-    sources: tuple[Source, ...],
+    sources: tuple[DownloadSource, ...],
 ) -> Path:
     """The first of ``folders`` below the data root with annotations of one of ``parts``.
 
     Raises NotThere if there is none.
     """
-    places = [data_root / folder for folder in folders]
-    for folder in places:
+    candidates = [data_root / folder for folder in folders]
+    for folder in candidates:
         if any(annotation_file(folder, part).is_file() for part in parts):
             return folder
-    looked_for = [annotation_file(folder, parts[0]) for folder in places]
+    looked_for = [annotation_file(folder, parts[0]) for folder in candidates]
     raise NotThere(name, data_root, looked_for, sources)
 
 
@@ -105,11 +113,7 @@ class CocoTarget(Target):
 
     def instances(self, split: str) -> Instances:
         """The annotation file of a split. Raises UsageError for an unknown split."""
-        if split not in self._instances:
-            raise UsageError(
-                f"{self.name} has no split {split!r}.{did_you_mean(split, self.splits)} "
-                f"Splits are {', '.join(self.splits)}."
-            )
+        self.require_split(split)
         return self._instances[split]
 
     def class_of(self, split: str) -> dict[int, int]:
@@ -178,10 +182,39 @@ class CocoTarget(Target):
         match = _IMAGE_ID.fullmatch(image_id)
         return match[1] if match else None
 
-    def inspect(self, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
-        from wsssbed_hub.datasets.coco_check import inspect
+    def inventory(self) -> Inventory:
+        counts = self.spec.counts
+        # The masks are made from the instances, whoever made them.
+        classes = ClassCheck(
+            "masks with a class that the instances lack",
+            self.image_labels,
+            "are they COCO's category ids?",
+            tolerated=False,
+        )
+        lists = [ExpectedList(s, counts.get(s), partial(self._listed, s)) for s in self.splits]
+        return Inventory(lists, classes=classes)
 
-        return inspect(self, deep=deep, progress=progress)
+    def _listed(self, split: str) -> ImageList:
+        ids, instances = self.image_ids(split), self.instances(split)
+        folder = self.mask_folder(split)
+        read_mask = partial(self.read_mask, split=split)
+        images = Files("image", lambda image_id: [self.image_path(image_id)], self._checked_size)
+        masks: Files | DrawnMasks = DrawnMasks(instances.path, read_mask)
+        if folder is not None:
+            masks = Files("mask", lambda image_id: [folder / f"{image_id}.png"], read_mask)
+        without = instances.images - len(ids)
+        note = f"{without:,} images without instances are left out" if without else ""
+        return ImageList(ids, (images, masks), str(instances.path), note)
+
+    def _checked_size(self, image_id: str) -> tuple[int, int]:
+        path, stated = self.image_path(image_id), self.size(image_id)
+        size = image_size(path)
+        if size != stated:
+            raise HubError(
+                f"{path} is {size[0]} x {size[1]} pixels, the annotations say "
+                f"{stated[0]} x {stated[1]}."
+            )
+        return size
 
 
 def _has(folder: Path, prefix: str) -> bool:

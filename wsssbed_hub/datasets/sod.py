@@ -1,11 +1,11 @@
 """SOD datasets: pictures and saliency masks, in the folders in which they are distributed.
 
-The masks of COCO are drawn from its instances, see ``sod_instances``.
+The masks of COCO are drawn from its instances, see ``sod_coco``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,24 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from wsssbed_hub.artifacts.maps import check_image_id
-from wsssbed_hub.datasets.base import Finding, NotThere, Source
-from wsssbed_hub.datasets.image_files import (
-    image_size,
-    listing,
-    read_grey,
-    read_rgb,
-    some,
-    some_messages,
-)
-from wsssbed_hub.datasets.sod_coco import (
-    Drawn,
-    InstanceLayout,
-    find_part,
-    missing_images,
-    open_instances,
-)
+from wsssbed_hub.datasets.base import DatasetSpec, NotThere
+from wsssbed_hub.datasets.coco import annotation_file
+from wsssbed_hub.datasets.image_files import image_size, listing, read_grey, read_rgb, some
+from wsssbed_hub.datasets.inventory import DrawnMasks, ExpectedList, Files, ImageList, Inventory
+from wsssbed_hub.datasets.sod_coco import DrawnPair, InstanceLayout, find_part, open_instances
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import Progress
 
 _JPEG = (".jpg", ".jpeg")
 _ANY = (*_JPEG, ".png")
@@ -43,8 +31,8 @@ class Layout(NamedTuple):
     masks: str
 
 
-@dataclass(frozen=True)
-class SodSpec:
+@dataclass(frozen=True, kw_only=True)
+class SodSpec(DatasetSpec):
     """A SOD dataset as it was published.
 
     ``layouts`` are the folders that it may lie in, the authors' own first. ``count`` is the
@@ -52,23 +40,41 @@ class SodSpec:
     whose masks are drawn has ``instances`` instead of layouts, one that joins others ``parts``.
     """
 
-    name: str
-    title: str
-    sources: tuple[Source, ...] = ()
     layouts: tuple[Layout, ...] = ()
     instances: InstanceLayout | None = None
     count: int | None = None
     licence: str = "not stated by the authors: research use"
-    paper: str | None = None
     parts: tuple[SodSpec, ...] = ()
 
     @property
     def published(self) -> str:
-        """The published number of images, in words; empty if there is none."""
         return "" if self.count is None else f"{self.count:,}"
 
+    @property
+    def parts_or_self(self) -> Sequence[SodSpec]:
+        return self.parts or (self,)
 
-class Pair(NamedTuple):
+    @property
+    def published_images(self) -> int | None:
+        return self.count
+
+    def inventory(self, data_root: Path) -> Inventory:
+        if self.instances is not None:
+            return _drawn_inventory(self, self.instances, data_root)
+        return _file_inventory(self, data_root)
+
+    def is_there(self, data_root: Path) -> bool:
+        if self.parts:
+            return all(part.is_there(data_root) for part in self.parts)
+        try:
+            if self.instances is not None:
+                return find_part(self.name, self.instances, data_root, self.sources).is_dir()
+            return bool(_find(self, data_root))
+        except HubError:
+            return False
+
+
+class FilePair(NamedTuple):
     """An image and the file of its mask."""
 
     image: Path
@@ -76,7 +82,7 @@ class Pair(NamedTuple):
 
     @property
     def what(self) -> str:
-        """What messages call the mask."""
+        """The mask's name in messages."""
         return str(self.mask)
 
     def read_mask(self) -> np.ndarray:
@@ -91,7 +97,7 @@ class Pair(NamedTuple):
 class SodDataset:
     """Pictures with a saliency mask each. Ids of a joined dataset begin with their part's name."""
 
-    def __init__(self, spec: SodSpec, pairs: Mapping[str, Pair | Drawn]) -> None:
+    def __init__(self, spec: SodSpec, pairs: Mapping[str, FilePair | DrawnPair]) -> None:
         self.spec = spec
         self.name = spec.name
         self.image_ids = sorted(pairs)
@@ -118,7 +124,7 @@ class SodDataset:
         _check_sizes(pair, image_size(pair.image), mask.shape)
         return mask
 
-    def _pair(self, image_id: str) -> Pair | Drawn:
+    def _pair(self, image_id: str) -> FilePair | DrawnPair:
         try:
             return self._pairs[image_id]
         except KeyError:
@@ -131,14 +137,14 @@ def open_sod(spec: SodSpec, data_root: Path) -> SodDataset:
     Raises HubError if it is not there, and for an image without mask or a mask without image.
     """
     if spec.parts:
-        joined: dict[str, Pair | Drawn] = {}
+        joined: dict[str, FilePair | DrawnPair] = {}
         for part in spec.parts:
             dataset = open_sod(part, data_root)
             joined |= {f"{part.name}-{i}": dataset._pair(i) for i in dataset.image_ids}
         return SodDataset(spec, joined)
     if spec.instances is not None:
         drawn = open_instances(spec.name, spec.instances, data_root, spec.sources)
-        lost = list(missing_images(drawn))
+        lost = [image_id for image_id, pair in drawn.items() if not pair.image.is_file()]
         if lost:
             raise HubError(
                 f"{spec.name}: {len(lost):,} of {len(drawn):,} images are missing, "
@@ -154,19 +160,7 @@ def open_sod(spec: SodSpec, data_root: Path) -> SodDataset:
                 f"{spec.name}: no {what} for {some([str(have[stem]) for stem in alone])} "
                 f"({len(alone):,} in all)."
             )
-    return SodDataset(spec, {stem: Pair(images[stem], masks[stem]) for stem in both})
-
-
-def sod_is_there(spec: SodSpec, data_root: Path) -> bool:
-    """Whether there are images in a folder of the dataset; whether all, ``inspect_sod`` tells."""
-    if spec.parts:
-        return all(sod_is_there(part, data_root) for part in spec.parts)
-    try:
-        if spec.instances is not None:
-            return find_part(spec.name, spec.instances, data_root, spec.sources).is_dir()
-        return bool(_find(spec, data_root))
-    except HubError:
-        return False
+    return SodDataset(spec, {stem: FilePair(images[stem], masks[stem]) for stem in both})
 
 
 def _find(spec: SodSpec, data_root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -202,7 +196,7 @@ def _pictures(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _check_sizes(pair: Pair | Drawn, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+def _check_sizes(pair: FilePair | DrawnPair, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
     if image != mask:
         raise HubError(
             f"{pair.what} is {mask[0]} x {mask[1]} pixels, "
@@ -210,76 +204,44 @@ def _check_sizes(pair: Pair | Drawn, image: tuple[int, ...], mask: tuple[int, ..
         )
 
 
-def inspect_sod(
-    spec: SodSpec, data_root: Path, *, deep: bool, progress: Progress | None
-) -> Iterator[Finding]:
-    """What ``check`` reports: whether all pairs are there; ``deep`` compares their sizes too."""
-    if spec.parts:
-        for part in spec.parts:
-            yield from inspect_sod(part, data_root, deep=deep, progress=progress)
-        return
-    if spec.instances is not None:
-        yield from _inspect_drawn(spec, spec.instances, data_root, deep, progress)
-        return
-    try:
-        images, masks = _find(spec, data_root)
-    except NotThere as error:
-        yield error.finding(f"{spec.name}: images", spec.count)
-        return
-    except HubError as error:
-        yield Finding(f"{spec.name}: images", False, None, spec.count, detail=str(error))
-        return
-    for what, have, others in (("images", images, masks), ("masks", masks, images)):
-        alone = sorted(others.keys() - have.keys())
-        right = spec.count in (None, len(have))
-        detail = f"missing: {some(alone)}" if alone else ""
-        if not right and not alone:
-            detail = "not the published number"
-        folder = str(next(iter((have or others).values())).parent)
-        ok = right and not alone
-        yield Finding(f"{spec.name}: {what}", ok, len(have), spec.count, folder, detail)
-    if deep:
-        pairs = [Pair(images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
-        yield _open_all(spec, pairs, progress)
-
-
-def _inspect_drawn(
+def _inventory(
     spec: SodSpec,
-    layout: InstanceLayout,
-    data_root: Path,
-    deep: bool,
-    progress: Progress | None,
-) -> Iterator[Finding]:
-    try:
-        drawn = open_instances(spec.name, layout, data_root, spec.sources)
-    except NotThere as error:
-        yield error.finding(f"{spec.name}: instances", spec.count)
-        return
-    except HubError as error:
-        yield Finding(f"{spec.name}: instances", False, None, spec.count, detail=str(error))
-        return
-    first = next(iter(drawn.values()), None)
-    path = None if first is None else str(first.instances.path)
-    detail = "images with an instance; masks are drawn" if drawn else "no image has an instance"
-    yield Finding(f"{spec.name}: instances", bool(drawn), len(drawn), spec.count, path, detail)
-    lost = list(missing_images(drawn))
-    folder = None if first is None else str(first.image.parent)
-    detail = f"missing: {some(lost)}" if lost else ""
-    found = len(drawn) - len(lost)
-    yield Finding(f"{spec.name}: images", not lost, found, len(drawn), folder, detail)
-    if deep:
-        there = drawn.keys() - set(lost)
-        yield _open_all(spec, [drawn[image_id] for image_id in sorted(there)], progress)
+    pairs: Mapping[str, FilePair | DrawnPair],
+    masks: Files | DrawnMasks,
+    source: str | None = None,
+    note: str = "",
+) -> Inventory:
+    images = Files("image", lambda i: [pairs[i].image], lambda i: image_size(pairs[i].image))
+    listed = ImageList(sorted(pairs), (images, masks), source, note)
+    lists = [ExpectedList(spec.name, spec.count, lambda: listed)]
+    return Inventory(lists, prefix=f"{spec.name}: ")
 
 
-def _open_all(spec: SodSpec, pairs: Sequence[Pair | Drawn], progress: Progress | None) -> Finding:
-    messages = []
-    for done, pair in enumerate(pairs, start=1):
-        try:
-            _check_sizes(pair, image_size(pair.image), pair.mask_size())
-        except HubError as error:
-            messages.append(str(error))
-        if progress is not None:
-            progress(done, len(pairs))
-    detail = some_messages(messages)
-    return Finding(f"{spec.name}: every pair opened", not messages, len(pairs), detail=detail)
+def _file_inventory(spec: SodSpec, data_root: Path) -> Inventory:
+    """Every picture of either folder should have its partner in the other."""
+    images, masks = _find(spec, data_root)
+    image_folder = next(iter(images.values())).parent
+    mask_folder = next(iter(masks.values()), next(iter(images.values()))).parent
+    pairs = {
+        stem: FilePair(images.get(stem, image_folder / stem), masks.get(stem, mask_folder / stem))
+        for stem in {*images, *masks}
+    }
+    return _inventory(
+        spec, pairs, Files("mask", lambda i: [pairs[i].mask], lambda i: _check_pair(pairs[i]))
+    )
+
+
+def _drawn_inventory(spec: SodSpec, layout: InstanceLayout, data_root: Path) -> Inventory:
+    pairs = open_instances(spec.name, layout, data_root, spec.sources)
+    source = annotation_file(
+        find_part(spec.name, layout, data_root, spec.sources).parent, layout.part
+    )
+    note = "images with an instance that counts" if pairs else "no image has an instance"
+    masks = DrawnMasks(source, lambda i: _check_pair(pairs[i]))
+    return _inventory(spec, pairs, masks, str(source), note)
+
+
+def _check_pair(pair: FilePair | DrawnPair) -> None:
+    """Raises HubError if the image is there and the mask has another size."""
+    if pair.image.is_file():
+        _check_sizes(pair, image_size(pair.image), pair.mask_size())

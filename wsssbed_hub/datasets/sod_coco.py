@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from wsssbed_hub.datasets.base import Source
+from wsssbed_hub.datasets.base import DownloadSource
 from wsssbed_hub.datasets.coco import annotation_file, find_coco
 from wsssbed_hub.datasets.coco_instances import Instances
 from wsssbed_hub.utils.errors import HubError
@@ -27,7 +26,7 @@ class InstanceLayout:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnPair:
     """An image, and its mask that is drawn: 255 on every instance of the categories."""
 
     image: Path
@@ -36,7 +35,7 @@ class Drawn:
 
     @property
     def what(self) -> str:
-        """What messages call the mask."""
+        """The mask's name in messages."""
         return f"the mask of {self.image.stem} drawn from {self.instances.path}"
 
     def read_mask(self) -> np.ndarray:
@@ -50,7 +49,7 @@ class Drawn:
 
 
 def find_part(
-    name: str, layout: InstanceLayout, data_root: Path, sources: tuple[Source, ...]
+    name: str, layout: InstanceLayout, data_root: Path, sources: tuple[DownloadSource, ...]
 ) -> Path:
     """The folder of the images, or where it would be.
 
@@ -60,8 +59,8 @@ def find_part(
 
 
 def open_instances(
-    name: str, layout: InstanceLayout, data_root: Path, sources: tuple[Source, ...]
-) -> dict[str, Drawn]:
+    name: str, layout: InstanceLayout, data_root: Path, sources: tuple[DownloadSource, ...]
+) -> dict[str, DrawnPair]:
     """Every image with an instance that counts, by its id; whether the images are there is left
     open.
 
@@ -77,13 +76,6 @@ def open_instances(
         raise HubError(f"{instances.path} has no category {lacking[0]!r}, which {name} needs.")
     categories = frozenset(known[one] for one in classes)
     return {
-        image_id: Drawn(images / f"{image_id}.jpg", instances, categories)
+        image_id: DrawnPair(images / f"{image_id}.jpg", instances, categories)
         for image_id in instances.image_ids(categories)
     }
-
-
-def missing_images(drawn: dict[str, Drawn]) -> Iterator[str]:
-    """Ids of those whose image is not there."""
-    for image_id, one in drawn.items():
-        if not one.image.is_file():
-            yield image_id

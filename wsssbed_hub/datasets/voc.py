@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
 from wsssbed_hub.artifacts.maps import check_image_id
-from wsssbed_hub.datasets.base import Finding, NotThere, Target, TargetSpec, find_folder
+from wsssbed_hub.datasets.base import NotThere, Target, TargetSpec, find_folder
 from wsssbed_hub.datasets.image_files import either, read_ids, read_indices, some
+from wsssbed_hub.datasets.inventory import ClassCheck, ExpectedList, Files, ImageList, Inventory
 from wsssbed_hub.datasets.voc_annotations import object_names, read_sbd_mask
-from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import Progress
+from wsssbed_hub.utils.errors import HubError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -74,12 +74,12 @@ class VocTarget(Target):
 
     def mask_candidates(self, image_id: str, split: str) -> list[Path]:
         """Where the image's ground truth may be, in the order in which it is looked for."""
-        places = [self.folder / "SegmentationClass" / f"{image_id}.png"]
+        candidates = [self.folder / "SegmentationClass" / f"{image_id}.png"]
         if split == "train_aug":
-            places.insert(0, self.folder / "SegmentationClassAug" / f"{image_id}.png")
+            candidates.insert(0, self.folder / "SegmentationClassAug" / f"{image_id}.png")
             if self.sbd is not None:
-                places.append(self.sbd / "cls" / f"{image_id}.mat")
-        return places
+                candidates.append(self.sbd / "cls" / f"{image_id}.mat")
+        return candidates
 
     def read_mask(self, image_id: str, split: str) -> np.ndarray:
         """uint8[H, W]: 0 background, c + 1 class c, 255 void. Has the size of the image."""
@@ -98,11 +98,7 @@ class VocTarget(Target):
     def _list(self, split: str) -> Sequence[str]:
         if split == "train_aug":
             return self._train_aug[0]
-        if split not in self.splits:
-            raise UsageError(
-                f"{self.name} has no split {split!r}.{did_you_mean(split, self.splits)} "
-                f"Splits are {', '.join(self.splits)}."
-            )
+        self.require_split(split)
         return self._train if split == "train" else self._val
 
     @cached_property
@@ -144,10 +140,31 @@ class VocTarget(Target):
             f"{either(candidates)}. `wsssbed-hub data check {self.name}` says where to get SBD."
         )
 
-    def inspect(self, *, deep: bool, progress: Progress | None) -> Iterator[Finding]:
-        from wsssbed_hub.datasets.voc_check import inspect
+    def inventory(self) -> Inventory:
+        counts = self.spec.counts
+        classes = ClassCheck(
+            "masks with a class that the annotation lacks",
+            self._named_labels,
+            "not an error, annotators disagree",
+            tolerated=True,
+        )
+        lists = [ExpectedList(s, counts.get(s), partial(self._listed, s)) for s in self.splits]
+        return Inventory(lists, classes=classes)
 
-        return inspect(self, deep=deep, progress=progress)
+    def _listed(self, split: str) -> ImageList:
+        masks = partial(self.mask_candidates, split=split)
+        files = (
+            Files("image", lambda image_id: [self.image_path(image_id)], self.size),
+            Files("annotation", lambda i: [self.annotation_path(i)], self._named_labels),
+            Files("mask", masks, partial(self.read_mask, split=split)),
+        )
+        return ImageList(self.image_ids(split), files, self.list_source(split))
+
+    def _named_labels(self, image_id: str) -> tuple[int, ...]:
+        labels = self.image_labels(image_id)
+        if not labels:
+            raise HubError(f"{self.annotation_path(image_id)} names no object.")
+        return labels
 
 
 def open_voc(folders: tuple[str, ...], sbd: tuple[str, ...] = ()) -> Callable[..., VocTarget]:
