@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from importlib.util import find_spec
+from typing import NoReturn
 
-from stages.runtime.catalogue import all_stages, find_stage
-from stages.runtime.ending import leave
+from stages.runtime.catalogue import Stage, all_stages, find_stage
 from wsssbed_hub.utils.errors import HubError
 
 # torch's threads spin while they wait for each other. Where other work shares the cores, that costs
@@ -42,9 +43,49 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    from stages.runtime.command import run_stage  # torch; the list does not wait for it
-
     return run_stage(stage, arguments[1:])
+
+
+def run_stage(stage: Stage, arguments: list[str]) -> int:
+    """Parse the arguments and run the stage; returns the exit code.
+
+    0: done. 1: a failure. 2: a mistake in the request. 130 and 143: stopped by SIGINT or SIGTERM.
+    """
+    from stages.runtime.errors import guarded  # torch; the list does not wait for it
+    from stages.runtime.options import command, described
+
+    family, method = stage.load()
+    work = partial(family.run, stage.name, *([method] if method else []))
+    epilog = ""
+    if method is not None:
+        epilog = "\n\n".join(
+            f"Recipe {name}: {described(recipe)}" for name, recipe in method.recipes.items()
+        )
+    app = command(
+        family.Options,
+        lambda options: guarded(lambda: work(options())),
+        name=stage.name,
+        title=f"{stage.title}.",
+        epilog=epilog,
+    )
+    try:
+        app(arguments, prog_name=f"python -m stages {stage.name}")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several processes ends without tidying up: in about one of twenty orderly ends, threads
+    of torch's gloo abort the process when all its work is done (seen with torch 2.14).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

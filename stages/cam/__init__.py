@@ -20,10 +20,9 @@ from stages.runtime.artifacts import (
     train_and_write,
     without_gradients,
 )
-from stages.runtime.desk import set_out
-from stages.runtime.method import Method
+from stages.runtime.method import Method, Phase
 from stages.runtime.options import WHERE, TrainOptions
-from stages.runtime.phases import Phase
+from stages.runtime.session import setup
 from stages.runtime.training import Trained
 from wsssbed_hub.artifacts.manifest import TrainedOn
 from wsssbed_hub.datasets import Target, open_target
@@ -88,12 +87,12 @@ class Options(TrainOptions):
 
 def run(stage: str, method: type[CamMethod], options: Options) -> None:
     """Train on the image-level labels of the target's training split and write maps over it."""
-    desk = set_out(stage, method, options)
+    session = setup(stage, method, options)
     target = open_target(options.target, options.data_root)
     ids = images_of(target, target.training_split, options.limit)
     saliency = _saliency(stage, method, options)
     lists = [list_ingredient("target-list", f"{target.name} {target.training_split}", ids)]
-    settings = desk.settings | {"data": target.name, "limit": options.limit}
+    settings = session.settings | {"data": target.name, "limit": options.limit}
     if options.weights is None:
         settings |= {"seed": options.seed, "data_list": lists[0].digest}
     key = f"cam/{stage.removeprefix('cam-')}"
@@ -107,7 +106,7 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
     images = len(ids) if options.weights is None else None
     source = TrainedOn(dataset=target.name, images=images, supervision="image labels")
     train_and_write(
-        desk,
+        session,
         Artifact(
             key=key,
             title=f"Activation maps of {method.card.name} on {target.name}",
@@ -119,7 +118,7 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
         ),
         "cam",
         options.out / "runs" / folder,
-        make=lambda scratch: method(desk.recipe, scratch, target.num_classes),
+        make=lambda scratch: method(session.recipe, scratch, target.num_classes),
         data=CamData(target, ids, saliency),
         settings=settings,
         lists=lists,

@@ -28,11 +28,9 @@ from stages.backbones.state import load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.cam import CamData, CamMethod
 from stages.runtime.augment import colour_jitter, random_crop, resize_long_side
-from stages.runtime.images import imagenet_rgb
-from stages.runtime.method import Initial
-from stages.runtime.multiscale import multi_scale_maps
-from stages.runtime.norm import freeze_batchnorm
-from stages.runtime.phases import Batch, Phase, Source, poly
+from stages.runtime.batch_norm import freeze_batchnorm
+from stages.runtime.images import imagenet_rgb, multi_scale_maps
+from stages.runtime.method import Batch, Initial, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
 
 

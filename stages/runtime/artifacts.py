@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from stages.runtime import distributed
-from stages.runtime.chance import reseed
-from stages.runtime.desk import Desk
+from stages.runtime.determinism import reseed
 from stages.runtime.options import OutputOptions
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import provenance
-from stages.runtime.runfolder import locked
-from stages.runtime.training import Trained, trained_network
+from stages.runtime.session import Session
+from stages.runtime.training import Trained, locked, trained_network
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete, finished
 from wsssbed_hub.artifacts.keys import Key
@@ -105,7 +104,7 @@ class Artifact:
 
 
 def train_and_write(
-    desk: Desk,
+    session: Session,
     artifact: Artifact,
     kind: str,
     folder: Path,
@@ -121,21 +120,21 @@ def train_and_write(
     ``make``, ``data`` and ``settings`` are those of ``trained_network``. ``produce`` gives the maps
     of an image; ``lists`` are further ingredients. What an earlier command did is not done again.
     """
-    seed = desk.options.seed
+    seed = session.options.seed
     with locked(folder):
         if artifact.is_there():
             return
-        trained = trained_network(desk, make, data, folder, settings=settings, seed=seed)
-        if trained.now or desk.options.fresh:
+        trained = trained_network(session, make, data, folder, settings=settings, seed=seed)
+        if trained.now or session.options.fresh:
             artifact.discard_unfinished()
-        given = desk.options.weights is not None
+        given = session.options.weights is not None
         write_artifact(
             artifact,
             kind,
             lambda image_id: produce(trained, image_id),
             lambda: provenance(
-                desk.stage,
-                desk.environment,
+                session.stage,
+                session.environment,
                 [*trained.made_from, *lists],
                 seed=None if given else seed,
                 selection=None if given else SELECTION,

@@ -3,8 +3,8 @@
 On CUDA some operations add numbers in whatever order they come, and torch has no other
 implementation: with deterministic algorithms they are errors, or warnings. These functions take
 torch's arguments and give torch's results, values and gradients. On a GPU that is asked to be
-deterministic (``device.compute_exactly``) they compute them in a fixed order; elsewhere they are
-torch's own. (Bilinear and nearest interpolation need no such help: torch brings its own.)
+deterministic (``compute_exactly``) they compute them in a fixed order; elsewhere they are torch's
+own. (Bilinear and nearest interpolation need no such help: torch brings its own.)
 """
 
 from __future__ import annotations

@@ -57,20 +57,3 @@ def check_amp(amp: str, device: torch.device) -> None:
     """Raises UsageError if the device cannot compute in the precision ``amp``."""
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UsageError("--amp bf16: this GPU has no bfloat16. Say --amp fp16 or --amp off.")
-
-
-def compute_exactly(strict: bool) -> None:
-    """The same numbers every time on one machine, and float32 where float32 is asked for.
-
-    On the CPU the order of sums also depends on the number of threads (``OMP_NUM_THREADS``).
-
-    TF32, which rounds the factors of products to 10 bits, is off, and cuDNN does not choose
-    algorithms by their speed of the moment. Where an operation has only an implementation that
-    is not deterministic, ``strict`` makes it an error; else it is used.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=not strict)

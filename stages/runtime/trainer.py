@@ -13,24 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stages.runtime import distributed, interruption
-from stages.runtime.chance import reseed
+from stages.runtime import distributed
+from stages.runtime.batch_norm import synchronise_batchnorm
 from stages.runtime.checkpoint import Checkpoint
-from stages.runtime.log import Log
-from stages.runtime.norm import synchronise_batchnorm
-from stages.runtime.phases import Batch, Phase, Samples, Source, Sources, poly
-from stages.runtime.progress import Show, progress
-from stages.runtime.stream import Row, batches, passes_of, rows_of
-from stages.runtime.trouble import explained
+from stages.runtime.determinism import reseed
+from stages.runtime.errors import Interruption, explained, signals_noted
+from stages.runtime.loader import Row, batches, passes_of, rows_of
+from stages.runtime.method import Batch, Phase, Sources
+from stages.runtime.progress import MetricsLog, Show, progress
 from wsssbed_hub.utils.errors import HubError
-
-__all__ = ["Conduct", "Phase", "Samples", "Source", "Trainer", "poly"]
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Conduct:
+class TrainConfig:
     """How to train, as opposed to what."""
 
     seed: int
@@ -63,11 +60,11 @@ class Trainer:
     the same weights, to the bit, as one that was not. Metrics go to ``folder/log.jsonl``.
     """
 
-    def __init__(self, network: nn.Module, folder: Path, conduct: Conduct) -> None:
+    def __init__(self, network: nn.Module, folder: Path, config: TrainConfig) -> None:
         self._network = network
-        self._conduct = conduct
+        self._config = config
         self._path = folder / "checkpoint.pt"
-        self._log = Log(folder / "log.jsonl")
+        self._log = MetricsLog(folder / "log.jsonl")
         self._saved_at = self._began_at = 0.0
         self._seconds_before = 0.0
 
@@ -102,7 +99,7 @@ class Trainer:
             self._network.load_state_dict(checkpoint.network)
             checkpoint.network = {}  # as large as the network
         if phase.prepare is not None and not (checkpoint and checkpoint.prepared):
-            reseed(self._conduct.seed, phase.name, "prepare")
+            reseed(self._config.seed, phase.name, "prepare")
             phase.prepare()
         distributed.share_state(self._network)
         synchronise_batchnorm(self._network)
@@ -113,7 +110,7 @@ class Trainer:
 
     def _begin(self, number: int, phase: Phase, checkpoint: Checkpoint | None) -> _Work:
         sources: Sources = phase.sources() if callable(phase.sources) else phase.sources
-        reseed(self._conduct.seed, phase.name, "optimizer")
+        reseed(self._config.seed, phase.name, "optimizer")
         optimizers = phase.optimizer()
         if isinstance(optimizers, Optimizer):
             optimizers = [optimizers]
@@ -123,10 +120,10 @@ class Trainer:
         work = _Work(
             number,
             phase,
-            rows_of(phase, sources, self._conduct.seed),
+            rows_of(phase, sources, self._config.seed),
             passes_of(phase, sources, distributed.size()),
             list(optimizers),
-            torch.amp.GradScaler(self._conduct.device.type, enabled=self._conduct.amp == "fp16"),
+            torch.amp.GradScaler(self._config.device.type, enabled=self._config.amp == "fp16"),
             0,
         )
         if checkpoint is not None and checkpoint.prepared:
@@ -146,25 +143,25 @@ class Trainer:
             first=work.step,
             steps=phase.steps,
             passes=work.passes,
-            workers=self._conduct.workers,
-            device=self._conduct.device,
+            workers=self._config.workers,
+            device=self._config.device,
         )
         self._network.train()
         with (
-            interruption.deferred() as signalled,
+            signals_noted() as signalled,
             progress(phase.name, phase.steps, "step", work.step) as show,
         ):
             for step in range(work.step, phase.steps):
                 with explained(f"{phase.name}, step {step + 1:,}"):
-                    wishes = self._step(work, stream, step, signalled, show)
+                    outcome = self._step(work, stream, step, signalled, show)
                 work.step = step + 1
                 for epoch in first.finished_epochs(step) if phase.epoch_end else ():
                     phase.epoch_end(epoch)  # type: ignore[misc]
                     self._network.train()
-                if wishes.stop or (wishes.save and work.step < phase.steps):
+                if outcome.stop or (outcome.save and work.step < phase.steps):
                     self._save_work(work)
-                if wishes.stop:
-                    raise interruption.Interruption(
+                if outcome.stop:
+                    raise Interruption(
                         signalled() or SIGTERM,
                         f"Stopped after step {work.step:,} of {phase.steps:,} ({phase.name}). "
                         "Run the same command again to go on.",
@@ -177,24 +174,24 @@ class Trainer:
         step: int,
         signalled: Callable[[], int],
         show: Show,
-    ) -> _Wishes:
+    ) -> _StepOutcome:
         phase, scaler = work.phase, work.scaler
         optimizer = work.optimizers[step % len(work.optimizers)]
         rate = phase.schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         self._forget_gradients(work)
-        reseed(self._conduct.seed, phase.name, "step", step, distributed.rank())
+        reseed(self._config.seed, phase.name, "step", step, distributed.rank())
         terms: dict[str, Tensor] = {}
         for _ in range(work.passes):
             batch = next(stream)
             with self._autocast():
                 losses = phase.loss(batch, step)
-                total = sum(losses.values(), torch.zeros((), device=self._conduct.device))
+                total = sum(losses.values(), torch.zeros((), device=self._config.device))
             scaler.scale(total / work.passes).backward()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach().float() / work.passes
-        wishes = self._agree(phase, step, terms, signalled)
+        outcome = self._agree(phase, step, terms, signalled)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         distributed.average_gradients(parameters)
         scaler.unscale_(optimizer)
@@ -202,18 +199,18 @@ class Trainer:
             nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
         scaler.step(optimizer)
         scaler.update()
-        self._log.step(phase.name, step, optimizer.param_groups[0]["lr"], wishes.terms)
-        show(step + 1, _details(wishes.terms))
-        return wishes
+        self._log.step(phase.name, step, optimizer.param_groups[0]["lr"], outcome.terms)
+        show(step + 1, _details(outcome.terms))
+        return outcome
 
     def _agree(
         self, phase: Phase, step: int, terms: dict[str, Tensor], signalled: Callable[[], int]
-    ) -> _Wishes:
+    ) -> _StepOutcome:
         """What all processes know after one exchange. Raises HubError for a loss not finite."""
-        due = time.monotonic() - self._saved_at > self._conduct.checkpoint_every
+        due = time.monotonic() - self._saved_at > self._config.checkpoint_every
         flags = torch.tensor(
             [float(signalled() > 0), float(due and distributed.is_main())],
-            device=self._conduct.device,
+            device=self._config.device,
         )
         numbers = distributed.all_sum(torch.cat([torch.stack(list(terms.values())), flags]))
         *means, stop, save = numbers.tolist()
@@ -225,11 +222,11 @@ class Trainer:
                 "The training diverged. Begin again with --fresh and a smaller rate (--set), or "
                 "without --amp if it is on."
             )
-        return _Wishes(values, stop > 0, save > 0)
+        return _StepOutcome(values, stop > 0, save > 0)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        dtype = AMP[self._conduct.amp]
-        return torch.autocast(self._conduct.device.type, dtype) if dtype else nullcontext()
+        dtype = AMP[self._config.amp]
+        return torch.autocast(self._config.device.type, dtype) if dtype else nullcontext()
 
     def _forget_gradients(self, work: _Work) -> None:
         self._network.zero_grad(set_to_none=True)
@@ -256,7 +253,7 @@ class Trainer:
 
 
 @dataclass(frozen=True)
-class _Wishes:
+class _StepOutcome:
     """After a step, the same in every process."""
 
     terms: dict[str, float]

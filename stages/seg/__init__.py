@@ -22,15 +22,13 @@ from stages.runtime.artifacts import (
     open_maps,
 )
 from stages.runtime.densecrf import PRESETS
-from stages.runtime.desk import Desk, set_out
-from stages.runtime.measures import VAL, Seed, in_words, read_json, seeds_of, write_json
-from stages.runtime.method import Method
+from stages.runtime.method import Method, Phase
 from stages.runtime.options import WHERE, Seeds, TrainOptions
-from stages.runtime.phases import Phase
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import provenance
-from stages.runtime.runfolder import locked
-from stages.runtime.training import Trained, trained_network
+from stages.runtime.session import Session, setup
+from stages.runtime.study import VAL, Seed, in_words, read_json, seeds_of, write_json
+from stages.runtime.training import Trained, locked, trained_network
 from stages.seg._measure import NO_CRF, Crf, measure, stated, summary
 from wsssbed_hub.artifacts.digests import content_digest, image_digest, list_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, TrainedOn
@@ -109,8 +107,8 @@ def run(stage: str, method: type[SegMethod], options: Options) -> None:
     mean and its standard error beside their own mIoU. ``result.json`` in the run's folder holds
     all that was measured. The last iteration is the result.
     """
-    desk = set_out(stage, method, options)
-    study = _Study.begin(desk, method, options)
+    session = setup(stage, method, options)
+    study = _Study.begin(session, method, options)
     with locked(study.folder):
         artifacts = {seed: study.artifact(seed) for seed in study.seeds}
         if all([artifact.is_there() for artifact in artifacts.values()]):
@@ -138,7 +136,7 @@ class _Found:
 class _Study:
     """What the trainings of one command share."""
 
-    desk: Desk
+    session: Session
     method: type[SegMethod]
     options: Options
     data: SegData
@@ -153,7 +151,7 @@ class _Study:
     """Of the measurement."""
 
     @classmethod
-    def begin(cls, desk: Desk, method: type[SegMethod], options: Options) -> _Study:
+    def begin(cls, session: Session, method: type[SegMethod], options: Options) -> _Study:
         """Look at everything that the command needs; HubError or UsageError if it is not there."""
         published = method.published_crf.get(options.target, NO_CRF)
         crf = Crf.of(published if options.crf is None else options.crf)
@@ -166,7 +164,11 @@ class _Study:
         else:
             labels = open_maps(options.labels, target.name, "label")
         seeds = seeds_of(options.seeds, options)
-        settings = desk.settings | {"target": target.name, "limit": options.limit, "seeds": seeds}
+        settings = session.settings | {
+            "target": target.name,
+            "limit": options.limit,
+            "seeds": seeds,
+        }
         lists = [list_ingredient("val-list", f"{target.name} {VAL}", val)]
         if options.weights is None:
             require_ids(ids, labels, "labels")
@@ -179,18 +181,18 @@ class _Study:
             settings |= {"labels": used.digest, "data_list": lists[0].digest}
         name = GROUND_TRUTH if truth else artifact_name(labels)
         data = SegData(target, ids, labels)
-        return cls(desk, method, options, data, val, name, lists, settings, seeds, crf)
+        return cls(session, method, options, data, val, name, lists, settings, seeds, crf)
 
     @property
     def folder(self) -> Path:
         runs = self.options.out / "runs"
-        return runs / f"{self.desk.stage}-{self.data.target.name}-{self.name}"
+        return runs / f"{self.session.stage}-{self.data.target.name}-{self.name}"
 
     def artifact(self, seed: Seed) -> Artifact:
         suffix = f"-seed{seed}" if len(self.seeds) > 1 else ""
         title = f"{self.method.card.name} trained on {self.name} labels of {self.options.target}"
         return Artifact(
-            key=f"weights/{self.desk.stage}-{self.name}{suffix}",
+            key=f"weights/{self.session.stage}-{self.name}{suffix}",
             title=title,
             method=self.method.card,
             trained_on=self._trained_on(),
@@ -206,8 +208,8 @@ class _Study:
         """Train and measure with one seed; a score that is known is not measured again."""
         settings = {k: v for k, v in self.settings.items() if k != "seeds"} | {"seed": seed}
         trained = trained_network(
-            self.desk,
-            lambda scratch: self.method(self.desk.recipe, scratch, self.data.num_classes),
+            self.session,
+            lambda scratch: self.method(self.session.recipe, scratch, self.data.num_classes),
             self.data,
             self.folder / f"seed{seed}",
             settings=settings,
@@ -223,9 +225,9 @@ class _Study:
         known = distributed.on_main(lambda: read_json(path))
         if known.get("of") == of:
             return known["score"]
-        threads = max(1, self.desk.conduct(seed or 0).workers)
+        threads = max(1, self.session.train_config(seed or 0).workers)
         score = measure(
-            trained, self.data.target, self.val, self.desk.device, crf=self.crf, threads=threads
+            trained, self.data.target, self.val, self.session.device, crf=self.crf, threads=threads
         )
         if seed is not None:
             distributed.on_main(lambda: write_json(path, {"of": of, "score": score}))
@@ -241,14 +243,14 @@ class _Study:
         scores: Mapping[Seed, dict[str, Any]],
     ) -> None:
         """The weights artifacts and ``result.json``; by the first process."""
-        desk, target = self.desk, self.data.target
-        initial = desk.initial.name if desk.initial else None
+        session, target = self.session, self.data.target
+        initial = session.initial.name if session.initial else None
         known = summary(scores, target.classes, self.crf)
         known |= {"settings": self.settings, "images": len(self.val), "initial_weights": initial}
         write_json(self.folder / "result.json", known)
         config = {
-            "stage": desk.stage,
-            "recipe": asdict(desk.recipe),
+            "stage": session.stage,
+            "recipe": asdict(session.recipe),
             "target": target.name,
             "classes": ["background", *target.classes],
         }
@@ -259,8 +261,8 @@ class _Study:
                     artifact.folder, found[seed].weights, config, settings=artifact.settings
                 ),
                 provenance(
-                    desk.stage,
-                    desk.environment,
+                    session.stage,
+                    session.environment,
                     made_from,
                     seed=seed,
                     selection=None if seed is None else SELECTION,

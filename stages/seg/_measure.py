@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stages.runtime import distributed
 from stages.runtime.densecrf import PRESETS, densecrf
-from stages.runtime.measures import VAL, Seed, mean_and_error, of_all_processes, results
 from stages.runtime.progress import progress
+from stages.runtime.study import VAL, Seed, mean_and_error, of_all_processes, results
 from stages.runtime.training import Trained
 from wsssbed_hub.artifacts.manifest import Result
 from wsssbed_hub.datasets import Target

@@ -33,12 +33,11 @@ from torch.nn import functional as F
 from stages.backbones.caffe_resnet import CAFFE_NAMES, CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.deterministic_ops import cross_entropy
 from stages.runtime.distributed import global_mean
 from stages.runtime.images import caffe_bgr
-from stages.runtime.method import Initial
-from stages.runtime.norm import freeze_batchnorm
-from stages.runtime.phases import Batch, Phase, Source
+from stages.runtime.method import Batch, Initial, Phase, Source
 from stages.seg import SegData, SegMethod
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import HubError

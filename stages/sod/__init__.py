@@ -18,10 +18,9 @@ from stages.runtime.artifacts import (
     train_and_write,
     without_gradients,
 )
-from stages.runtime.desk import set_out
-from stages.runtime.method import Method
+from stages.runtime.method import Method, Phase
 from stages.runtime.options import TrainOptions
-from stages.runtime.phases import Phase
+from stages.runtime.session import setup
 from wsssbed_hub.artifacts.manifest import Supervision, TrainedOn
 from wsssbed_hub.datasets import SodDataset, open_sod_dataset, open_target
 
@@ -63,12 +62,12 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
 
     The training does not depend on the target: another one takes the weights that are there.
     """
-    desk = set_out(stage, method, options)
+    session = setup(stage, method, options)
     target = open_target(options.target, options.data_root)
     split = options.split or target.training_split
     ids = images_of(target, split, options.limit)
     lists = [list_ingredient("target-list", f"{target.name} {split}", ids)]
-    settings = desk.settings
+    settings = session.settings
     dataset = None
     if options.weights is None:
         dataset = open_sod_dataset(options.data, options.data_root)
@@ -81,11 +80,11 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
             "data_list": data_list.digest,
         }
     train_and_write(
-        desk,
+        session,
         _artifact(stage, method, options, dataset, {**settings, "split": split}, ids),
         "sal",
         options.out / "runs" / f"{stage}-{options.data}",
-        make=lambda scratch: method(desk.recipe, scratch),
+        make=lambda scratch: method(session.recipe, scratch),
         data=dataset,
         settings=settings,
         lists=lists,

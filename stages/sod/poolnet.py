@@ -30,11 +30,10 @@ from torch.nn import functional as F
 from stages.backbones.caffe_resnet import CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.deterministic_ops import adaptive_avg_pool2d
 from stages.runtime.images import caffe_bgr, to_uint8
-from stages.runtime.method import Initial
-from stages.runtime.norm import freeze_batchnorm
-from stages.runtime.phases import Batch, Phase, Source
+from stages.runtime.method import Batch, Initial, Phase, Source
 from stages.sod import SodMethod
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.datasets import SodDataset

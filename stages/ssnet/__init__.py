@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from stages.runtime.desk import set_out
-from stages.runtime.measures import seeds_of
 from stages.runtime.options import Seeds, TrainOptions
-from stages.runtime.runfolder import locked
+from stages.runtime.session import setup
+from stages.runtime.study import seeds_of
+from stages.runtime.training import locked
 from stages.ssnet._artifacts import make_artifacts
 from stages.ssnet._ssnet import SETTINGS, Method, Setting
 from stages.ssnet._tables import make_tables
@@ -63,8 +63,8 @@ def run(stage: str, method: type[Method], options: Options) -> None:
     """
     settings = _chosen(options)
     seeds = seeds_of(options.seeds, options)
-    desk = set_out(stage, method, options)
-    study = Study.begin(desk, method, settings, options.data)
+    session = setup(stage, method, options)
+    study = Study.begin(session, method, settings, options.data)
     with ExitStack() as stack:
         for folder in sorted({study.root(setting) for setting in settings}):
             stack.enter_context(locked(folder))

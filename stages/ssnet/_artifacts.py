@@ -13,8 +13,8 @@ from stages.runtime.artifacts import (
     without_gradients,
     write_artifact,
 )
-from stages.runtime.measures import VAL, Seed, in_words, mean_and_error
 from stages.runtime.progress import say
+from stages.runtime.study import VAL, Seed, in_words, mean_and_error
 from stages.runtime.training import Trained
 from stages.ssnet._measure import (
     CRF,
@@ -106,7 +106,7 @@ class _Maker:
         study, name = self.study, self.study.name(self.setting)
         settings = study.settings(self.setting, self.seed) | {
             "split": study.target.training_split,
-            "limit": study.desk.options.limit,
+            "limit": study.session.options.limit,
             "saliency_crf": asdict(CRF_SETTINGS) if self.crf else None,
         }
         return Artifact(
@@ -116,20 +116,20 @@ class _Maker:
             method=study.method.card,
             trained_on=study.trained_on(self.setting),
             settings=settings,
-            options=study.desk.options,
+            options=study.session.options,
             image_ids=study.image_ids,
         )
 
     def weights(self) -> Artifact:
         study, name = self.study, self.study.name(self.setting)
-        more = {"limit": study.desk.options.limit, "seeds": list(self.seeds)}
+        more = {"limit": study.session.options.limit, "seeds": list(self.seeds)}
         return Artifact(
             key=f"weights/{name}{self._suffix}",
             title=f"{study.method.card.name}, setting {self.setting.name}, for {study.target.name}",
             method=study.method.card,
             trained_on=study.trained_on(self.setting),
             settings=study.settings(self.setting, self.seed) | more,
-            options=study.desk.options,
+            options=study.session.options,
         )
 
     def make(self, there: Mapping[str, bool], benchmarks: Sequence[Benchmark]) -> _Found:
@@ -166,7 +166,7 @@ class _Maker:
             return
         artifact = self.label(self.setting)
         if not there[artifact.key]:
-            if self.study.desk.options.fresh:
+            if self.study.session.options.fresh:
                 artifact.discard_unfinished()
             write_artifact(
                 artifact,
@@ -179,7 +179,7 @@ class _Maker:
 
     def _write_saliency(self, trained: Trained, used: Sequence[Ingredient]) -> None:
         artifact, study = self.saliency(), self.study
-        if trained.now or study.desk.options.fresh:
+        if trained.now or study.session.options.fresh:
             artifact.discard_unfinished()
         crf = CRF_SETTINGS if self.crf else None
         write_artifact(
@@ -197,11 +197,11 @@ class _Maker:
 
     def write_weights(self, found: _Found, stated: Sequence[Result]) -> None:
         """The weights and what they are worth; by the first process."""
-        desk, target = self.study.desk, self.study.target
+        session, target = self.study.session, self.study.target
         config = {
-            "stage": desk.stage,
+            "stage": session.stage,
             "setting": self.setting.name,
-            "recipe": asdict(desk.recipe),
+            "recipe": asdict(session.recipe),
             "target": target.name,
             "classes": ["background", *target.classes],
         }
@@ -214,7 +214,7 @@ class _Maker:
             artifact.complete(written, found.provenance, stated)
 
         distributed.on_main(write)
-        say(f"{artifact.key}@{desk.options.version}: in {artifact.folder}")
+        say(f"{artifact.key}@{session.options.version}: in {artifact.folder}")
 
 
 def _conclude(study: Study, setting: Setting, scores: Mapping[Seed, Score]) -> None:

@@ -14,7 +14,8 @@ import torch
 from stages.runtime import distributed
 from stages.runtime.artifacts import list_ingredient, require_count
 from stages.runtime.densecrf import SSNET
-from stages.runtime.measures import (
+from stages.runtime.progress import progress, say
+from stages.runtime.study import (
     VAL,
     Seed,
     of_all_processes,
@@ -22,7 +23,6 @@ from stages.runtime.measures import (
     results,
     write_json,
 )
-from stages.runtime.progress import progress, say
 from stages.runtime.training import Trained
 from stages.ssnet._ssnet import Setting
 from stages.ssnet._training import Study, has_saliency, has_segmentation
@@ -61,7 +61,7 @@ def benchmarks_at_hand(study: Study) -> list[Benchmark]:
 
     Raises HubError for one that has not the published number of images.
     """
-    options = study.desk.options
+    options = study.session.options
     trained_on = _parts(study.data) if study.data else set()
     found = []
     for name in SYNTHETIC.get(study.target.name, BENCHMARKS):
@@ -160,7 +160,7 @@ def _segmentation(study: Study, trained: Trained) -> Score:
                 )
             score.add(label, np.asarray(truth.read(image_id)), image_id)
             show(score.images, "")
-    return of_all_processes(score, len(study.val_ids), study.desk.device)
+    return of_all_processes(score, len(study.val_ids), study.session.device)
 
 
 def _saliency(benchmark: Benchmark, trained: Trained) -> Score:
@@ -194,7 +194,7 @@ def results_of(
     benchmarks: Sequence[Benchmark],
 ) -> list[Result]:
     """What the manifest of one seed's weights states: mIoU, the classes' IoU, MAE and max F."""
-    initial = study.desk.initial.name if study.desk.initial else None
+    initial = study.session.initial.name if study.session.initial else None
     stated: list[Result] = []
     if has_segmentation(setting):
         found = {s: score["segmentation"] for s, score in scores.items()}

@@ -46,8 +46,8 @@ from torch.nn import functional as F
 from stages.backbones.dilated import STRIDE, DilatedName, timm_imagenet
 from stages.runtime.densecrf import PRESETS, CrfSettings, densecrf
 from stages.runtime.images import imagenet_rgb, resize_bicubic, resize_nearest, to_uint8
+from stages.runtime.method import Batch, Phase, Source
 from stages.runtime.method import Method as BaseMethod
-from stages.runtime.phases import Batch, Phase, Source
 from stages.ssnet._network import SMALLEST, Output, Softmax, SSNet
 from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
 from wsssbed_hub.artifacts import manifest

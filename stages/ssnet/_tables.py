@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime import distributed
-from stages.runtime.measures import (
+from stages.runtime.progress import say
+from stages.runtime.study import (
     VAL,
     Seed,
     Spread,
@@ -17,7 +18,6 @@ from stages.runtime.measures import (
     read_json,
     write_json,
 )
-from stages.runtime.progress import say
 from stages.ssnet._measure import (
     CRF,
     CRF_SETTINGS,
@@ -68,7 +68,7 @@ def make_tables(study: Study, seeds: Sequence[Seed]) -> None:
     folder = study.root(SETTINGS[MAIN])
     settings = _settings(study, seeds, benchmarks)
     known = distributed.on_main(lambda: read_json(folder / JSON))
-    finished = known.get("settings") == settings and not study.desk.options.fresh
+    finished = known.get("settings") == settings and not study.session.options.fresh
     if finished:
         tables = known
         say(f"The tables are finished, in {folder}: nothing to do.")
@@ -92,7 +92,7 @@ def _settings(
     }
     settings = {
         **trainings,
-        "device": study.desk.device.type,
+        "device": study.session.device.type,
         "processes": distributed.size(),
         "seeds": list(seeds),
         "sod_dataset": study.data,

@@ -18,9 +18,9 @@ from stages.runtime.artifacts import (
     without_gradients,
     write_artifact,
 )
-from stages.runtime.desk import Desk
-from stages.runtime.measures import VAL, Seed
 from stages.runtime.provenance import provenance
+from stages.runtime.session import Session
+from stages.runtime.study import VAL, Seed
 from stages.runtime.training import Trained, trained_network
 from stages.ssnet._ssnet import SETTINGS, Method, Setting, SsnetData
 from wsssbed_hub.artifacts.key_folder import read_manifest
@@ -71,7 +71,7 @@ def makes_labels(setting: Setting) -> bool:
 class Study:
     """The data of one command, and the trainings on it."""
 
-    desk: Desk
+    session: Session
     method: type[Method]
     target: Target
     image_ids: list[str]
@@ -86,10 +86,10 @@ class Study:
 
     @classmethod
     def begin(
-        cls, desk: Desk, method: type[Method], settings: Sequence[Setting], data: str | None
+        cls, session: Session, method: type[Method], settings: Sequence[Setting], data: str | None
     ) -> Study:
         """Look at everything that the settings need; HubError or UsageError if it is not there."""
-        options = desk.options
+        options = session.options
         if data is not None and data not in SOD_DATASETS:
             raise UsageError(
                 f"There is no SOD dataset {data!r}.{did_you_mean(data, SOD_DATASETS)} "
@@ -102,16 +102,16 @@ class Study:
         if options.weights is None and data is not None:
             sod = open_sod_dataset(data, options.data_root)
             require_count(sod.name, len(sod.image_ids), sod.spec.count, sod.name)
-        return cls(desk, method, target, ids, val, data, sod)
+        return cls(session, method, target, ids, val, data, sod)
 
     @property
     def given(self) -> bool:
         """Whether ``--weights`` names the network, and nothing is trained."""
-        return self.desk.options.weights is not None
+        return self.session.options.weights is not None
 
     def name(self, setting: Setting) -> str:
         """What keys call the setting: ``ssnet-duts`` for MM, ``ssnet-m-duts``, ``ssnet-ss``."""
-        parts = [self.desk.stage, "" if setting.name == MAIN else setting.name.lower()]
+        parts = [self.session.stage, "" if setting.name == MAIN else setting.name.lower()]
         parts.append(self.data or "" if needs_sod(setting) else "")
         return "-".join(filter(None, parts))
 
@@ -122,7 +122,7 @@ class Study:
     def root(self, setting: Setting) -> Path:
         """Folder of all trainings on the same data."""
         data = f"-{self.data}" if needs_sod(setting) else ""
-        return self.desk.options.out / "runs" / f"{self.desk.stage}-{self.target.name}{data}"
+        return self.session.options.out / "runs" / f"{self.session.stage}-{self.target.name}{data}"
 
     def folder(self, setting: Setting, seed: Seed) -> Path:
         """Folder of one training, or of what is known of weights that were given."""
@@ -130,7 +130,7 @@ class Study:
 
     def settings(self, setting: Setting, seed: Seed) -> dict[str, Any]:
         """What the training depends on, its pseudo labels left out: they follow from it."""
-        settings = self.desk.settings | {"setting": setting.name, "target": self.target.name}
+        settings = self.session.settings | {"setting": setting.name, "target": self.target.name}
         if self.given:
             return settings
         lists = {item.role.replace("-", "_"): item.digest for item in self.lists(setting)}
@@ -180,9 +180,9 @@ class Study:
             labels=labels,
         )
         return trained_network(
-            self._desk(setting, seed),
+            self._session(setting, seed),
             lambda scratch: self.method(
-                self.desk.recipe, scratch, self.target.num_classes, setting
+                self.session.recipe, scratch, self.target.num_classes, setting
             ),
             data,
             self.folder(setting, seed),
@@ -190,12 +190,12 @@ class Study:
             seed=seed or 0,
         )
 
-    def _desk(self, setting: Setting, seed: Seed) -> Desk:
+    def _session(self, setting: Setting, seed: Seed) -> Session:
         """The command's, in which ``--fresh`` discards each training once: more need its labels."""
         if (setting.name, seed) in self._begun:
-            return replace(self.desk, options=replace(self.desk.options, fresh=False))
+            return replace(self.session, options=replace(self.session.options, fresh=False))
         self._begun.add((setting.name, seed))
-        return self.desk
+        return self.session
 
     def labels(self, setting: Setting, seed: Seed) -> Maps:
         """What the network of ``setting`` labels the training images with, made now if need be.
@@ -207,7 +207,7 @@ class Study:
             return known
         trained = self.train(setting, seed)
         artifact = self.label_artifact(setting, seed)
-        options = self.desk.options
+        options = self.session.options
         options = replace(options, out=self.folder(setting, seed), version=_VERSION, fresh=False)
         artifact = replace(artifact, options=options)
         if not artifact.is_there():
@@ -238,7 +238,7 @@ class Study:
             method=self.method.card,
             trained_on=self.trained_on(setting),
             settings=self.settings(setting, seed),
-            options=self.desk.options,
+            options=self.session.options,
             image_ids=self.image_ids,
         )
 
@@ -263,8 +263,8 @@ class Study:
 
     def _provenance(self, made_from: Sequence[Ingredient], seed: Seed) -> Provenance:
         return provenance(
-            self.desk.stage,
-            self.desk.environment,
+            self.session.stage,
+            self.session.environment,
             made_from,
             seed=seed,
             selection=None if self.given else SELECTION,

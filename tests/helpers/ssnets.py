@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.chance import reseed
+from stages.runtime.determinism import reseed
 from stages.ssnet._network import SSNet
 from stages.ssnet._samples import SsnetData
 from stages.ssnet._ssnet import RECIPES, SETTINGS, Method, Recipe

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.cam import CamData, CamMethod
-from stages.runtime.method import Initial
-from stages.runtime.phases import Phase, Source, poly
+from stages.runtime.method import Initial, Phase, Source, poly
 from stages.seg import SegData, SegMethod
 from stages.sod import SodMethod
 from wsssbed_hub.artifacts import manifest

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.__main__ import leave
 from stages.runtime import distributed
-from stages.runtime.chance import reseed
 from stages.runtime.checkpoint import save_weights
-from stages.runtime.command import guarded
-from stages.runtime.ending import leave
-from stages.runtime.trainer import Conduct, Phase, Source, Trainer, poly
+from stages.runtime.determinism import reseed
+from stages.runtime.errors import guarded
+from stages.runtime.method import Phase, Source, poly
+from stages.runtime.trainer import TrainConfig, Trainer
 
 
 class Noise:
@@ -145,8 +146,8 @@ def train(folder: Path, plan: Plan) -> Net:
     folder.mkdir(parents=True, exist_ok=True)
     reseed(plan.seed, "build")
     network = Net(plan.dropout)
-    conduct = Conduct(plan.seed, torch.device("cpu"), plan.amp, plan.workers, plan.every)
-    Trainer(network, folder, conduct).run(phases(network, plan))
+    config = TrainConfig(plan.seed, torch.device("cpu"), plan.amp, plan.workers, plan.every)
+    Trainer(network, folder, config).run(phases(network, plan))
     distributed.on_main(lambda: save_weights(network, folder / "weights"))
     return network
 

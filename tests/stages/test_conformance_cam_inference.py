@@ -10,7 +10,7 @@ from references import error
 from torch import Tensor
 
 from stages.cam.cam import Recipe
-from stages.runtime.multiscale import divide_by_maximum, fuse, multi_scale_maps
+from stages.runtime.images import divide_by_maximum, fuse, multi_scale_maps
 
 INPUTS, OUTPUTS = conformance.load("cam-inference")
 SCALES = Recipe().scales

@@ -20,11 +20,10 @@ from torch import nn
 
 from stages.cam import CamData
 from stages.runtime.catalogue import Stage, all_stages
-from stages.runtime.chance import reseed
 from stages.runtime.checkpoint import load_weights, save_weights
-from stages.runtime.method import Method
-from stages.runtime.phases import Phase
-from stages.runtime.trainer import Conduct, Trainer
+from stages.runtime.determinism import reseed
+from stages.runtime.method import Method, Phase
+from stages.runtime.trainer import TrainConfig, Trainer
 from stages.seg import SegData
 from wsssbed_hub.datasets import make_shapes, open_sod_dataset, open_target
 from wsssbed_hub.utils.errors import HubError
@@ -125,9 +124,9 @@ def trained(
     def shortened(phase: Phase) -> Phase:
         return phase if steps is None else dataclasses.replace(phase, steps=steps)
 
-    conduct = Conduct(seed, torch.device("cpu"))
+    config = TrainConfig(seed, torch.device("cpu"))
     phases = (shortened(phase) for phase in method.phases(network, data) if phase.steps)
-    Trainer(network, folder, conduct).run(phases)
+    Trainer(network, folder, config).run(phases)
     return network.eval()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.runtime.multiscale import fuse, multi_scale_maps, scaled_input
+from stages.runtime.images import fuse, multi_scale_maps, scaled_input
 
 
 def picture(height: int, width: int) -> np.ndarray:

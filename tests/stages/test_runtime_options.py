@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.runtime import command as command_module
 from stages.runtime.catalogue import ROOT, all_stages, find_stage
 from stages.runtime.device import choose_device
-from stages.runtime.interruption import Interruption
-from stages.runtime.recipes import choose_recipe
+from stages.runtime.errors import Interruption, guarded
+from stages.runtime.options import choose_recipe
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 
@@ -174,7 +173,7 @@ def test_trouble_becomes_one_message_and_an_exit_code(
     def work() -> None:
         raise error
 
-    assert command_module.guarded(work) == code
+    assert guarded(work) == code
     assert capsys.readouterr().err.startswith(said)
 
 
@@ -183,4 +182,4 @@ def test_a_mistake_of_ours_keeps_its_traceback() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        command_module.guarded(work)
+        guarded(work)

@@ -123,7 +123,7 @@ TOGETHER = """
 import sys, torch
 from torch import nn
 from stages.runtime import distributed as d
-from stages.runtime.command import guarded
+from stages.runtime.errors import guarded
 from wsssbed_hub.utils.errors import UsageError
 
 torch.set_num_threads(1)

@@ -9,8 +9,8 @@ import pytest
 
 PROGRAM = """
 import numpy as np, torch
-from stages.runtime.phases import Source
-from stages.runtime.stream import Row, batches
+from stages.runtime.method import Source
+from stages.runtime.loader import Row, batches
 from wsssbed_hub.utils.errors import HubError
 
 class Large:

@@ -15,11 +15,12 @@ from torch import nn
 from toys import Noise, Plan, train
 
 from stages.runtime.checkpoint import Checkpoint
-from stages.runtime.interruption import Interruption
-from stages.runtime.trainer import Conduct, Phase, Source, Trainer
+from stages.runtime.errors import Interruption
+from stages.runtime.method import Phase, Source
+from stages.runtime.trainer import TrainConfig, Trainer
 from wsssbed_hub.utils.errors import HubError
 
-CPU = Conduct(0, torch.device("cpu"))
+CPU = TrainConfig(0, torch.device("cpu"))
 
 
 def left_in(folder: Path) -> tuple[bytes, bytes]:

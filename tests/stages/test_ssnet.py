@@ -14,11 +14,11 @@ import torch
 from ssnets import SMALL, build, method, picture, two_images
 from torch import nn
 
-from stages.runtime.chance import generator
 from stages.runtime.checkpoint import save_weights
-from stages.runtime.desk import set_out
+from stages.runtime.determinism import generator
 from stages.runtime.options import TrainOptions
-from stages.runtime.trainer import Conduct, Trainer
+from stages.runtime.session import setup
+from stages.runtime.trainer import TrainConfig, Trainer
 from stages.ssnet._network import SaliencyAggregation, SSNet, SSNet1Head, SSNet2Head
 from stages.ssnet._samples import SsnetData
 from stages.ssnet._ssnet import (
@@ -43,7 +43,7 @@ def data(shapes: Path) -> SsnetData:
 
 def trained(one: Method, data: SsnetData, folder: Path, seed: int = 0) -> SSNet:
     network = build(one, seed)
-    Trainer(network, folder, Conduct(seed, torch.device("cpu"))).run(one.phases(network, data))
+    Trainer(network, folder, TrainConfig(seed, torch.device("cpu"))).run(one.phases(network, data))
     return network.eval()
 
 
@@ -147,7 +147,7 @@ def test_gradients_reach_every_parameter(name: str, data: SsnetData, tmp_path: P
         )
     before = {key: p.clone() for key, p in network.named_parameters()}
     (phase,) = one.phases(network, data)
-    Trainer(network, tmp_path, Conduct(0, torch.device("cpu"))).run([phase])
+    Trainer(network, tmp_path, TrainConfig(0, torch.device("cpu"))).run([phase])
     # The bias before a batch norm or a softmax over all could cancel; here none does.
     assert reached == before.keys()
     for key, parameter in network.named_parameters():
@@ -308,7 +308,7 @@ def test_the_published_recipe_starts_from_timm_without_being_told(
         return real(name, pretrained=False)
 
     monkeypatch.setattr(timm, "create_model", create)
-    desk = set_out("ssnet", Method, TrainOptions(device="cpu"))
+    desk = setup("ssnet", Method, TrainOptions(device="cpu"))
     assert desk.initial is not None
     assert (desk.initial.name, desk.settings["initial"]) == ("timm", "timm")
     assert asked == []  # what is trained already needs none
@@ -319,10 +319,10 @@ def test_the_published_recipe_starts_from_timm_without_being_told(
     one.load_initial(network, state)
     for key, value in network.backbone.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=0, atol=0)
-    given = set_out("ssnet", Method, TrainOptions(device="cpu", init="random"))
+    given = setup("ssnet", Method, TrainOptions(device="cpu", init="random"))
     assert given.initial is not None
     assert given.initial.name == "random"
-    small = set_out("ssnet", Method, TrainOptions(device="cpu", recipe="shapes"))
+    small = setup("ssnet", Method, TrainOptions(device="cpu", recipe="shapes"))
     assert small.initial is not None
     assert small.initial.name == "random"
     del state["features.norm5.weight"]

@@ -15,7 +15,7 @@ import pytest
 from killing import deaths, exit_code, in_child
 from ssnet_bench import MADE, Bench
 
-from stages.runtime.interruption import Interruption, raising
+from stages.runtime.errors import Interruption, signals_raise
 from stages.ssnet import Method
 
 
@@ -61,7 +61,7 @@ def test_killed_in_any_part_the_command_goes_on_to_the_same_content(
 def test_asked_to_end_it_goes_on_to_the_same_content(
     mm: Bench, bench: Bench, name: str, count: int
 ) -> None:
-    with raising(), pytest.raises(Interruption):
+    with signals_raise(), pytest.raises(Interruption):
         bench.run(method=mortal(name, count, signal.SIGTERM))
     assert MADE[2] not in bench.made()
     bench.run()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ssnets import CLASSES, Labels, two_images
 
-from stages.runtime.chance import generator
+from stages.runtime.determinism import generator
 from stages.runtime.images import MEAN_RGB, STD_RGB
 from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
 from wsssbed_hub.utils.errors import HubError

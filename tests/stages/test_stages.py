@@ -17,7 +17,7 @@ import torch
 from toy_methods import ToyCam, ToyCamWithSaliency, ToySeg, ToySod
 
 from stages import cam, pseudo, seg, sod
-from stages.runtime.interruption import Interruption
+from stages.runtime.errors import Interruption
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 from wsssbed_hub.artifacts.manifest import Entry
@@ -234,9 +234,9 @@ def stop_at(count: int, name: str) -> Callable[[type], type]:
 def test_a_stage_that_was_stopped_goes_on_to_the_same_content(
     bench: Bench, tmp_path: Path, name: str, count: int
 ) -> None:
-    from stages.runtime.interruption import raising
+    from stages.runtime.errors import signals_raise
 
-    with raising(), pytest.raises(Interruption):
+    with signals_raise(), pytest.raises(Interruption):
         bench.sod(method=stop_at(count, name)(ToySod))
     assert not (bench.out / "sal/toy-shapes-small/manifest.yaml").exists()
     bench.sod()

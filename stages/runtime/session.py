@@ -13,13 +13,13 @@ from torch import Tensor
 
 from stages.runtime import distributed
 from stages.runtime.checkpoint import read_tensors
-from stages.runtime.device import check_amp, choose_device, compute_exactly
+from stages.runtime.determinism import compute_exactly
+from stages.runtime.device import check_amp, choose_device
 from stages.runtime.method import Method
-from stages.runtime.options import TrainOptions
+from stages.runtime.options import TrainOptions, choose_recipe
 from stages.runtime.progress import say
 from stages.runtime.provenance import environment
-from stages.runtime.recipes import choose_recipe
-from stages.runtime.trainer import Conduct
+from stages.runtime.trainer import TrainConfig
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.manifest import Environment
 from wsssbed_hub.utils.errors import HubError, UsageError
@@ -39,7 +39,7 @@ class InitialWeights:
 
 
 @dataclass(frozen=True)
-class Desk:
+class Session:
     """One stage's options, checked against the method and this machine."""
 
     stage: str
@@ -52,9 +52,9 @@ class Desk:
     settings: dict[str, Any]
     """What the result depends on, as far as the options tell."""
 
-    def conduct(self, seed: int) -> Conduct:
+    def train_config(self, seed: int) -> TrainConfig:
         options = self.options
-        return Conduct(
+        return TrainConfig(
             seed=seed,
             device=self.device,
             amp=options.amp,
@@ -63,7 +63,7 @@ class Desk:
         )
 
 
-def set_out(stage: str, method: type[Method], options: TrainOptions) -> Desk:
+def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
     """Understand the options and prepare this process: device, precision, other processes.
 
     Raises UsageError for options that contradict each other or that this machine cannot serve,
@@ -95,7 +95,7 @@ def set_out(stage: str, method: type[Method], options: TrainOptions) -> Desk:
     several = f", {distributed.size()} processes" if distributed.size() > 1 else ""
     say(f"{stage} on {device} ({words}{several})")
     environs = environment(device, options.amp, options.deterministic)
-    return Desk(stage, options, device, environs, recipe, initial, settings)
+    return Session(stage, options, device, environs, recipe, initial, settings)
 
 
 def _settings_of_weights(

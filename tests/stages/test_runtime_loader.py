@@ -9,8 +9,8 @@ import pytest
 import torch
 from toys import Noise
 
-from stages.runtime.phases import Phase, Source
-from stages.runtime.stream import _Batches, batches, passes_of, rows_of
+from stages.runtime.loader import _Batches, batches, passes_of, rows_of
+from stages.runtime.method import Phase, Source
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 

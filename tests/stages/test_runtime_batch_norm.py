@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stages.runtime import distributed
-from stages.runtime.norm import freeze_batchnorm, synchronise_batchnorm
+from stages.runtime.batch_norm import freeze_batchnorm, synchronise_batchnorm
 from wsssbed_hub.utils.errors import HubError
 
 KINDS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from stages.runtime.runfolder import RunFolder, locked
+from stages.runtime.training import RunFolder, locked
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.manifest import Ingredient
 from wsssbed_hub.utils.errors import HubError
@@ -68,7 +68,7 @@ def test_a_damaged_record_says_how_to_begin_again(tmp_path: Path) -> None:
 
 def test_a_second_process_is_turned_away_until_the_first_is_gone(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from stages.runtime.runfolder import locked\n"
+        "import sys; from pathlib import Path; from stages.runtime.training import locked\n"
         "with locked(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

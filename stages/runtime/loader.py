@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from stages.runtime import distributed, interruption
-from stages.runtime.chance import generator
-from stages.runtime.phases import Batch, Phase, Sample, Source, Sources
-from stages.runtime.shared_memory import share
+from stages.runtime import distributed
+from stages.runtime.determinism import generator
+from stages.runtime.errors import ignore_signals
+from stages.runtime.method import Batch, Phase, Sample, Source, Sources
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 Place = tuple[int, int]  # optimiser step, pass
@@ -105,7 +105,7 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, place: Place) -> dict[str, Batch] | _Trouble:
         try:
             found = {name: self._batch(name, row, *place) for name, row in self._rows.items()}
-            share(found)
+            _share(found)
         except HubError as error:
             return _Trouble(error)
         return found
@@ -206,4 +206,27 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    interruption.ignore_in_worker()
+    ignore_signals()
+
+
+def _share(batches: Mapping[str, Mapping[str, Any]]) -> None:
+    """Move the tensors to shared memory, if this is a process that loads images.
+
+    Queues do that unasked, but in a thread of their own: where the shared memory is full, the
+    process that waits for the batch would never hear of it. Raises HubError if it is.
+    """
+    if get_worker_info() is None:
+        return
+    tensors = [x for batch in batches.values() for x in batch.values() if isinstance(x, Tensor)]
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        size = sum(tensor.nbytes for tensor in tensors)
+        raise HubError(
+            f"The shared memory (/dev/shm) is too small: a batch of {size / 1e6:.1f} MB does not "
+            "fit beside those that wait. In a container, start it with --shm-size 8g, or use fewer "
+            "--workers (0 needs none)."
+        ) from None

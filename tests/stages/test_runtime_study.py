@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.runtime.measures import (
+from stages.runtime.options import TrainOptions
+from stages.runtime.study import (
     in_words,
     mean_and_error,
     of_all_processes,
@@ -17,7 +18,6 @@ from stages.runtime.measures import (
     seeds_of,
     write_json,
 )
-from stages.runtime.options import TrainOptions
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.evaluation.metrics import SegmentationScore
 from wsssbed_hub.utils.errors import UsageError

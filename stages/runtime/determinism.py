@@ -1,0 +1,50 @@
+"""The same numbers every time: seeds of all random numbers, and exact arithmetic.
+
+Random numbers depend on what they are for, and on nothing else: every use names itself (the run's
+seed, the phase, the step or the place in the stream), so numbers do not depend on how many were
+drawn before, on workers, or on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+
+import numpy as np
+import torch
+
+
+def _entropy(parts: tuple[int | str, ...]) -> int:
+    """128 bits; distinct for distinct ``parts``."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16], "little")
+
+
+def generator(*parts: int | str) -> np.random.Generator:
+    """numpy's generator for the use that ``parts`` name."""
+    return np.random.Generator(np.random.PCG64(_entropy(parts)))
+
+
+def reseed(*parts: int | str) -> None:
+    """Set torch's generators (all devices), and Python's and numpy's global ones."""
+    entropy = _entropy(parts)
+    torch.manual_seed(entropy % 2**63)
+    random.seed(entropy)
+    np.random.seed(entropy % 2**32)
+
+
+def compute_exactly(strict: bool) -> None:
+    """The same numbers every time on one machine, and float32 where float32 is asked for.
+
+    On the CPU the order of sums also depends on the number of threads (``OMP_NUM_THREADS``).
+
+    TF32, which rounds the factors of products to 10 bits, is off, and cuDNN does not choose
+    algorithms by their speed of the moment. Where an operation has only an implementation that
+    is not deterministic, ``strict`` makes it an error; else it is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
