@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from closeness import FLOAT64, assert_close_in_norm
 from torch import Tensor
 from torch.nn import functional as F
 
 from stages.backbones.caffe_resnet import CaffeResNet, fold_input, timm_imagenet
 from wsssbed_hub.utils.errors import HubError
 
+pytestmark = pytest.mark.numerical
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
@@ -49,31 +51,32 @@ def reference_stem(rgb: Tensor, weight: Tensor, mean: Tensor, std: Tensor) -> Te
 def test_folding_keeps_the_response_of_the_stem(mean_rgb: tuple[float, ...]) -> None:
     """On the same image, when both subtract one mean; Caffe's is the second, in 0..255."""
     torch.manual_seed(0)
-    model = timm.create_model("resnet50.tv_in1k", pretrained=False)
-    std = torch.tensor(model.pretrained_cfg["std"])
-    network = CaffeResNet(BLOCKS[50], (1, 2, 2, 1), (1, 1, 1, 2))
+    model = timm.create_model("resnet50.tv_in1k", pretrained=False).double()
+    std = torch.tensor(model.pretrained_cfg["std"], dtype=torch.float64)
+    network = CaffeResNet(BLOCKS[50], (1, 2, 2, 1), (1, 1, 1, 2)).double()
     network.load_initial(fold_input(model.state_dict(), std.tolist()), "timm's ResNet-50")
-    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48)))
-    mean = torch.tensor(mean_rgb)
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48))).double()
+    mean = torch.tensor(mean_rgb, dtype=torch.float64)
     expected = reference_stem(rgb, model.conv1.weight, mean, std)
     bgr = rgb.flip(1) - 255 * mean.flip(0).view(1, 3, 1, 1)
-    torch.testing.assert_close(network.conv1(bgr), expected, rtol=1e-4, atol=1e-5)
+    assert_close_in_norm(network.conv1(bgr), expected, FLOAT64)
 
 
 def test_with_each_its_own_mean_the_responses_differ_by_a_constant_inside() -> None:
     torch.manual_seed(0)
-    model = timm.create_model("resnet50.tv_in1k", pretrained=False)
+    model = timm.create_model("resnet50.tv_in1k", pretrained=False).double()
     config = model.pretrained_cfg
-    own, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    caffe_bgr = torch.tensor((104.00699, 116.66877, 122.67892))
+    own, std = (torch.tensor(config[name], dtype=torch.float64) for name in ("mean", "std"))
+    caffe_bgr = torch.tensor((104.00699, 116.66877, 122.67892), dtype=torch.float64)
     folded = fold_input(model.state_dict(), config["std"])["conv1.weight"]
-    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48)))
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48))).double()
     expected = reference_stem(rgb, model.conv1.weight, own, std)
     response = F.conv2d(rgb.flip(1) - caffe_bgr.view(1, 3, 1, 1), folded, stride=2, padding=3)
     shift = (255 * own - caffe_bgr.flip(0)) / (255 * std)
     constant = torch.einsum("oiyx,i->o", model.conv1.weight, shift)
-    difference = (response - expected)[..., 2:-2, 2:-2] - constant.view(1, -1, 1, 1)
-    assert difference.abs().max() < 1e-5
+    moved = expected + constant.view(1, -1, 1, 1)
+    inside = (..., slice(2, -2), slice(2, -2))
+    assert_close_in_norm(response[inside], moved[inside], FLOAT64)
     assert shift.abs().max() < 0.03  # about one grey level of 255, over a deviation of 0.22
 
 

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from closeness import FLOAT64, assert_close_in_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.dilated import Dilated, timm_imagenet
 from wsssbed_hub.utils.errors import HubError, UsageError
 
+pytestmark = pytest.mark.numerical
 NAMES = ("densenet169", "vgg16")
 
 
@@ -20,7 +22,7 @@ def image(size: int) -> Tensor:
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request: pytest.FixtureRequest) -> tuple[Dilated, nn.Module]:
-    """Ours and timm's, with the same random weights, statistics of batch norm included."""
+    """Ours and timm's, in float64, with the same random weights and statistics of batch norm."""
     torch.manual_seed(0)
     theirs = timm.create_model(request.param, pretrained=False).eval()
     for module in theirs.modules():
@@ -29,7 +31,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Dilated, nn.Module]:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     ours = Dilated(request.param).eval()
     ours.load_initial(theirs.state_dict(), "timm's")
-    return ours, theirs
+    return ours.double(), theirs.double()
 
 
 @pytest.mark.parametrize(("name", "channels"), [("densenet169", 1664), ("vgg16", 512)])
@@ -92,7 +94,7 @@ def test_without_dilation_it_is_timm_s_network_before_its_last_relu(
 ) -> None:
     """The same layers in the same order: pooling put back, the features are timm's."""
     ours, theirs = pair
-    copy: Any = Dilated(ours.name)
+    copy: Any = Dilated(ours.name).double()
     copy.load_state_dict(ours.state_dict())
     undilate(copy.eval())
     if ours.name == "densenet169":
@@ -100,20 +102,21 @@ def test_without_dilation_it_is_timm_s_network_before_its_last_relu(
     else:
         copy.features[23] = nn.MaxPool2d(2, 2)
     with torch.inference_mode():
-        feature, expected = copy(image(64)), theirs.features(image(64))  # type: ignore[operator]
+        feature = copy(image(64).double())
+        expected = theirs.features(image(64).double())  # type: ignore[operator]
     if ours.name == "densenet169":
         assert (feature < 0).any()  # no ReLU after the last batch norm
         feature = F.relu(feature)
     else:
         feature = F.max_pool2d(feature, 2)
-    torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
+    assert_close_in_norm(feature, expected, FLOAT64)
 
 
 def test_dilated_layers_see_what_they_were_trained_to_see(pair: tuple[Dilated, nn.Module]) -> None:
     """Every fourth (VGG: second) place of the feature is that of a network which drops the others
     where the pooling was, and has no dilation."""
     ours, _ = pair
-    dropping: Any = Dilated(ours.name)
+    dropping: Any = Dilated(ours.name).double()
     dropping.load_state_dict(ours.state_dict())
     undilate(dropping.eval())
     if ours.name == "densenet169":
@@ -121,10 +124,10 @@ def test_dilated_layers_see_what_they_were_trained_to_see(pair: tuple[Dilated, n
     else:
         dropping.features[23] = nn.MaxPool2d(1, 2)
     with torch.inference_mode():
-        feature, expected = ours(image(128)), dropping(image(128))
+        feature, expected = (network(image(128).double()) for network in (ours, dropping))
     step = 4 if ours.name == "densenet169" else 2
     assert expected.shape[2] == 16 // step
-    torch.testing.assert_close(feature[..., ::step, ::step], expected, rtol=1e-4, atol=1e-5)
+    assert_close_in_norm(feature[..., ::step, ::step], expected, FLOAT64)
 
 
 def undilate(network: nn.Module) -> None:

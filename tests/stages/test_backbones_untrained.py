@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from stages.backbones.caffe_resnet import CaffeResNet
 from stages.backbones.resnet38 import ResNet38
 from stages.backbones.untrained import calibrate_batchnorm
+
+pytestmark = pytest.mark.numerical
 
 
 def deviations(network: nn.Module, image: torch.Tensor) -> list[float]:

@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
+from closeness import FLOAT64, assert_close_in_norm
 from torch import nn
 
 from stages.runtime import distributed
 from stages.runtime.batch_norm import freeze_batchnorm, synchronise_batchnorm
 from wsssbed_hub.utils.errors import HubError
 
+pytestmark = pytest.mark.numerical
 KINDS = [
     (nn.BatchNorm1d, (6, 3)),
     (nn.BatchNorm2d, (4, 3, 5, 2)),
@@ -70,14 +72,13 @@ def test_over_one_process_it_is_what_torch_computes(
             outputs.append(norm(y))
             (outputs[-1] * weight).sum().backward()
             gradients.append(y.grad)
-        # In float64, so that only a wrong formula shows.
-        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+        assert_close_in_norm(*outputs, FLOAT64)
+        assert_close_in_norm(*gradients, FLOAT64)
     for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-9, atol=1e-9)
+        assert_close_in_norm(ours.state_dict()[name], value, FLOAT64)
+    assert_close_in_norm(ours.weight.grad, theirs.weight.grad, FLOAT64)
+    assert_close_in_norm(ours.bias.grad, theirs.bias.grad, FLOAT64)
+    assert_close_in_norm(ours.eval()(x), theirs.eval()(x), FLOAT64)
 
 
 @pytest.mark.usefixtures("_as_if_two")
@@ -88,7 +89,8 @@ def test_half_precision_comes_back_as_half_precision() -> None:
     result = norm(x.half())
     assert result.dtype == torch.float16
     expected = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
-    torch.testing.assert_close(result.float(), expected, rtol=1e-2, atol=1e-2)  # 11 bits
+    # float16 has 11 bits: input and output are each rounded by 2**-11 of themselves at most.
+    assert_close_in_norm(result, expected, 2**-9)
 
 
 @pytest.mark.usefixtures("_as_if_two")

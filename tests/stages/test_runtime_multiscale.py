@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from stages.runtime.images import fuse, multi_scale_maps, scaled_input
 
+pytestmark = pytest.mark.numerical
+
 
 def picture(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)

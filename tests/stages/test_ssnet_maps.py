@@ -12,6 +12,8 @@ from ssnets import Fixed, method, picture
 from stages.runtime.densecrf import SSNET
 from stages.ssnet._ssnet import pseudo_scores
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("classes", [(), (0,), (3, 1), (0, 1, 2, 3, 4, 5)])
 def test_pseudo_labels_obey_the_labels_of_the_image(classes: tuple[int, ...]) -> None:
