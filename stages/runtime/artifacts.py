@@ -157,14 +157,7 @@ def write_artifact(
     settings = artifact.settings
     share = sum(place // PART % processes == rank for place in range(len(ids)))
     title = f"writing {artifact.key}" + (f", 1 of {processes} processes" if processes > 1 else "")
-    done = 0
     with progress(title, share, "image") as show:
-
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            show(done, "")
-
         write_parts(
             artifact.folder,
             kind,
@@ -172,7 +165,7 @@ def write_artifact(
             produce,
             settings=settings,
             part=(rank, processes),
-            progress=advance,
+            progress=lambda done, _: show(done, ""),
         )
     distributed.barrier()
 

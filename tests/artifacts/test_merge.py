@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_manifest import A, B, entry, parse, raw
 
+from manifests import A, B, entry, parse, raw
 from wsssbed_hub.artifacts.manifest import Manifest
 from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.utils.errors import HubError

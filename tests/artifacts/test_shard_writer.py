@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,16 @@ def finish(folder: Path, result: Any) -> Any:
 
 def test_what_was_written(tmp_path: Path) -> None:
     maps = maps_of("cam", MANY)
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
     result = write_maps(
-        tmp_path, "cam", MANY, maps.__getitem__, settings={"a": 1}, progress=steps.append
+        tmp_path,
+        "cam",
+        MANY,
+        maps.__getitem__,
+        settings={"a": 1},
+        progress=lambda *step: steps.append(step),
     )
-    assert sum(steps) == 200
+    assert steps == [(done, 200) for done in range(1, 201)]
     assert (result.kind, result.images, result.settings) == ("cam", 200, {"a": 1})
     assert result.image_list == list_digest(MANY)
     digests = [(image_id, digest_of(maps[image_id])) for image_id in MANY]
@@ -105,10 +111,11 @@ def test_finished_parts_are_not_made_again(tmp_path: Path) -> None:
         write_maps(tmp_path, "sal", MANY, produce, settings={})
     assert made == MANY[:150]
     made.clear()
-    steps: list[int] = []
-    result = write_maps(tmp_path, "sal", MANY, produce, settings={}, progress=steps.append)
+    steps: list[tuple[int, int]] = []
+    again = partial(write_maps, tmp_path, "sal", MANY, produce, settings={})
+    result = again(progress=lambda *step: steps.append(step))
     assert made == MANY[128:]
-    assert sum(steps) == 200
+    assert (steps[0], steps[-1]) == ((64, 200), (200, 200))
     assert result == written(tmp_path, "sal", dict.fromkeys(MANY))  # nothing is made: None fails
     shutil.rmtree(tmp_path / ".partial")
     assert result == written(tmp_path, "sal", maps)

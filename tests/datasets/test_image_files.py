@@ -9,7 +9,8 @@ import pytest
 from killing import deaths, exit_code, in_child
 
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import check_room, exclusive, expect_trouble, share, write_whole
+from wsssbed_hub.utils.files import check_room, exclusive, expect_trouble, write_whole
+from wsssbed_hub.utils.progress import share
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:

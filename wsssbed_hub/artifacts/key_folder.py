@@ -33,14 +33,8 @@ from wsssbed_hub.artifacts.parquet import ParquetMaps
 from wsssbed_hub.artifacts.shard_writer import Written, differences
 from wsssbed_hub.artifacts.weights import CONFIG, MODEL, read_config, weights_digest
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import (
-    Progress,
-    exclusive,
-    expect_trouble,
-    share,
-    sync_folder,
-    write_whole,
-)
+from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.progress import Progress, share
 
 MANIFEST = "manifest.yaml"
 

@@ -12,7 +12,7 @@ import numpy as np
 from wsssbed_hub.artifacts.digests import content_digest, image_digest
 from wsssbed_hub.artifacts.png_codec import GREY, MAX_PIXELS, PALETTE, check_png, decode_png
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import Progress
+from wsssbed_hub.utils.progress import Progress
 
 MAP_KINDS = ("sal", "cam", "label")
 MAX_CLASS = 253  # class c is label c + 1, and 255 means ignored

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import zipfile
 import zlib
@@ -29,7 +28,8 @@ from wsssbed_hub.artifacts.maps import (
 from wsssbed_hub.artifacts.parquet import ParquetMaps
 from wsssbed_hub.artifacts.png_codec import GREY, MAX_BYTES, PALETTE, check_png, encode_png
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import Progress, exclusive, expect_trouble, sync_folder
+from wsssbed_hub.utils.files import atomic_folder, expect_trouble
+from wsssbed_hub.utils.progress import Progress
 
 MAX_MEMBERS = 1_000_000  # of a zip; COCO's activation maps are about 240,000
 MAX_RATIO = 100  # of a member above _SMALL; PNGs are compressed already
@@ -209,23 +209,16 @@ def write_pngs(maps: Maps, folder: Path, *, progress: Progress | None = None) ->
     the next one completes. A folder that is there already is compared: HubError if it differs.
     """
     folder = Path(os.path.abspath(folder))
-    partial = folder.with_name(f".{folder.name}.partial")
-    with expect_trouble(folder.parent, maps.stored_bytes):
-        if not _has_files(folder):
-            with exclusive(partial, folder=True):
-                if not _has_files(folder):
-                    _write_images(maps, partial, progress)
-                    os.sync()  # thousands of files: one call is far faster than one for each
-                    os.rename(partial, folder)
-                    sync_folder(folder.parent)
-                    return folder
-                shutil.rmtree(partial)  # while this process waited, another was faster
-        _compare_images(maps, folder, progress)
+    with (
+        expect_trouble(folder.parent, maps.stored_bytes),
+        atomic_folder(folder, resume=True) as partial,
+    ):
+        if partial is None:
+            _compare_images(maps, folder, progress)
+        else:
+            _write_images(maps, partial, progress)
+            os.sync()  # thousands of files: one call is far faster than one for each
     return folder
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _write_images(maps: Maps, folder: Path, progress: Progress | None) -> None:

@@ -8,7 +8,6 @@ Everything happens in ``<folder>/.partial``: ``settings.json`` says what is bein
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,15 @@ from wsssbed_hub.artifacts.digests import content_digest, file_digest, list_dige
 from wsssbed_hub.artifacts.maps import MAP_KINDS, Activations, check_image_id, check_maps, digest_of
 from wsssbed_hub.artifacts.parquet import damage_in, row, schema, writer
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_file, sync_folder, write_whole
+from wsssbed_hub.utils.files import (
+    atomic_file,
+    exclusive,
+    expect_trouble,
+    sync_file,
+    sync_folder,
+    write_whole,
+)
+from wsssbed_hub.utils.progress import Progress, adding
 
 PART = 64  # images; a part is also a row group of the shards
 SHARD_BYTES = 480 << 20  # parts are added to a shard while they fit; the Hub likes 500 MB
@@ -61,14 +68,14 @@ def write_maps(
     produce: Produce,
     *,
     settings: Mapping[str, Any],
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Written:
     """Writes ``produce(image_id)`` for every image, in shards that wait in ``<folder>/.partial``.
 
     ``produce`` gives uint8[H, W] for ``sal`` and ``label`` and Activations for ``cam``. Images that
     an earlier run finished are not produced again; ``settings`` (JSON) is what the maps depend on,
-    and other settings or another list of images there is a HubError. ``progress(n)`` is called as
-    n more images are done. Several processes call ``write_parts`` first; when all have returned,
+    and other settings or another list of images there is a HubError. ``progress(images, of)`` as it
+    goes. Several processes call ``write_parts`` first; when all have returned,
     one of them calls this, which finds every part there.
 
     Raises HubError for maps of wrong shape or type, a full disk or a damaged part.
@@ -85,21 +92,20 @@ def write_parts(
     *,
     settings: Mapping[str, Any],
     part: tuple[int, int] = (0, 1),
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """The share of ``part=(rank, processes)`` of ``write_maps``, without the merging."""
-    advance = progress or (lambda images: None)
     rank, processes = part
     ids = sorted(image_ids)
     _check_request(kind, ids, rank, processes)
+    own = [chunk for chunk in _parts(ids) if chunk[0] % processes == rank]
+    advance = adding(progress, sum(len(chunk) for _, chunk in own))
     partial = folder / ".partial"
     with expect_trouble(folder):
         partial.mkdir(parents=True, exist_ok=True)
         _settle(partial, _fingerprint(kind, ids, settings))
     finished = (partial / "written.json").exists()
-    for number, chunk in _parts(ids):
-        if number % processes != rank:
-            continue
+    for number, chunk in own:
         path = _part_path(partial, number)
         if finished or _part_is_there(path):
             advance(len(chunk))
@@ -181,16 +187,12 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 def _write_part(path: Path, kind: str, rows: list[dict[str, Any]], digests: list[str]) -> None:
     table = pa.Table.from_pylist(rows, schema=schema(kind))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with expect_trouble(path.parent, table.nbytes):
-        try:
-            with writer(temporary, kind, {_DIGESTS: json.dumps(digests)}) as out:
-                out.write_table(table)
-            sync_file(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+    with (
+        expect_trouble(path.parent, table.nbytes),
+        atomic_file(path) as temporary,
+        writer(temporary, kind, {_DIGESTS: json.dumps(digests)}) as out,
+    ):
+        out.write_table(table)
 
 
 def _merge(folder: Path, kind: str, ids: list[str], settings: dict[str, Any]) -> Written:

@@ -32,7 +32,8 @@ from wsssbed_hub.cache.scan import (
 )
 from wsssbed_hub.cache.store import Store
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
-from wsssbed_hub.utils.files import Progress, expect_trouble, sync_folder
+from wsssbed_hub.utils.files import expect_trouble, sync_folder
+from wsssbed_hub.utils.progress import Progress
 
 IN_USE = "a process uses it"
 FETCHING = "a process is fetching into the cache"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +22,7 @@ from wsssbed_hub.cache.locks import keep, sharing
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     CHUNK,
-    Progress,
+    atomic_folder,
     check_room,
     exclusive,
     expect_trouble,
@@ -33,6 +31,7 @@ from wsssbed_hub.utils.files import (
     write_whole,
 )
 from wsssbed_hub.utils.parallel import JOBS, Stop, at_once
+from wsssbed_hub.utils.progress import Progress, adding
 from wsssbed_hub.utils.settings import cache_folder
 
 Opener = Callable[[File, int], BinaryIO]
@@ -78,7 +77,7 @@ class Store:
         Raises HubError for wrong bytes, a full disk, and if ``to`` is something else already.
         """
         files = [file for chosen in manifest.entries() for file in chosen.entry.files]
-        advance = _sum(progress, sum(file.size for file in files))
+        advance = adding(progress, sum(file.size for file in files))
         check_room(self.root, sum(file.size for file in files if not self.blob(file).exists()))
 
         def fetch(file: File, stop: Stop) -> None:
@@ -132,8 +131,7 @@ class Store:
         name = f"{chosen.target}-{chosen.version}-{digest[:16]}"
         folder = self.root / "artifacts" / manifest.parsed_key.repository / name
         with expect_trouble(self.root, len(text)):
-            if not folder.exists():
-                self._assemble(text, files, folder)
+            self._assemble(text, files, folder)
             with exclusive(folder, folder=True):
                 for file in files:
                     path = folder / file.path
@@ -149,24 +147,18 @@ class Store:
     def _export(self, manifest: Manifest, files: list[File], folder: Path) -> Path:
         """The key folder that the user named."""
         with expect_trouble(folder.parent, sum(file.size for file in files)):
-            if not _is_free(folder) or not self._assemble(manifest.dump(), files, folder):
+            if not self._assemble(manifest.dump(), files, folder):
                 _check_same(folder, manifest, files)
         return folder
 
     def _assemble(self, text: str, files: list[File], folder: Path) -> bool:
-        """Makes ``folder`` appear whole; False if another process was first."""
-        partial = folder.with_name(f".{folder.name}.partial")
-        with exclusive(partial, folder=True):
-            if not _is_free(folder):
-                shutil.rmtree(partial)
+        """Makes ``folder`` appear whole; False if something is there already."""
+        with atomic_folder(folder) as partial:
+            if partial is None:
                 return False
-            for left in partial.iterdir():  # of a run that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
             for file in files:
                 self._link(file, partial / file.path)
             write_whole(partial / MANIFEST, text.encode())
-            os.rename(partial, folder)
-        sync_folder(folder.parent)
         return True
 
     def _link(self, file: File, path: Path) -> None:
@@ -312,13 +304,6 @@ def _holds(path: Path, text: str) -> bool:
     return path.exists() and path.read_bytes() == text.encode()
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether a folder may be put there: nothing is, or a folder without anything in it."""
-    if folder.is_symlink() or not folder.is_dir():
-        return not os.path.lexists(folder)
-    return not any(folder.iterdir())
-
-
 def _check_same(folder: Path, manifest: Manifest, files: list[File]) -> None:
     advice = "Remove it, or choose another folder, and run it again."
     try:
@@ -331,18 +316,3 @@ def _check_same(folder: Path, manifest: Manifest, files: list[File]) -> None:
         raise HubError(
             f"{folder} is there already and is not {manifest.key}: {error} {advice}"
         ) from None
-
-
-def _sum(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """Tells ``progress`` the sum of all steps, whichever thread makes them."""
-    done = 0
-    lock = threading.Lock()
-
-    def advance(size: int) -> None:
-        nonlocal done
-        with lock:
-            done += size
-            if progress is not None:
-                progress(done, total)
-
-    return advance

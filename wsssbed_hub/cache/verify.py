@@ -15,7 +15,8 @@ from wsssbed_hub.cache.prune import FETCHING, remove_folder
 from wsssbed_hub.cache.scan import Artifact, Contents, Folder, identity, look
 from wsssbed_hub.cache.store import Store
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import CHUNK, Progress, expect_trouble
+from wsssbed_hub.utils.files import CHUNK, expect_trouble
+from wsssbed_hub.utils.progress import Progress
 
 
 class Damage(NamedTuple):

@@ -20,7 +20,7 @@ from wsssbed_hub.datasets.catalog import SOD_DATASETS, TARGETS
 from wsssbed_hub.datasets.image_files import either, some, some_messages
 from wsssbed_hub.datasets.inventory import ClassCheck, DrawnMasks, Files, ImageList, Inventory
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import Progress
+from wsssbed_hub.utils.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ down gives the confusion matrix at every threshold, equal to the last integer to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -33,6 +33,7 @@ from wsssbed_hub.evaluation.pseudo_label import (
     winners,
 )
 from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.manifest import Rule
@@ -155,7 +156,7 @@ def threshold_curve(
     num_classes: int,
     sal_threshold: float = 0.2,
     rule: Rule = "paper",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ThresholdCurve:
     """Scores the pseudo labels of all images of ``ground_truth`` at all 256 thresholds.
 

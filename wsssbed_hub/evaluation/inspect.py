@@ -16,6 +16,7 @@ from wsssbed_hub.artifacts.maps import Activations, Maps
 from wsssbed_hub.datasets import TARGETS, Target, open_target
 from wsssbed_hub.evaluation.pseudo_label import IGNORE
 from wsssbed_hub.utils.errors import HubError, did_you_mean
+from wsssbed_hub.utils.progress import Progress
 
 Severity = Literal["error", "warning"]
 About = Literal["ids", "sizes", "classes", "values"]
@@ -278,9 +279,7 @@ def _is_brighter_outside(saliency: np.ndarray) -> bool:
     return bool(border > inside.mean())
 
 
-def inspect(
-    maps: Maps, goal: Goal, progress: Callable[[int, int], None] | None = None
-) -> list[Problem]:
+def inspect(maps: Maps, goal: Goal, progress: Progress | None = None) -> list[Problem]:
     """All that is wrong with ``maps``, errors first. Every map is decoded; ``progress(images,
     of)``."""
     pixels = look_at_all(maps, goal, progress)
@@ -294,9 +293,7 @@ def inspect(
     return sorted((one for one in found if one is not None), key=lambda one: one.severity)
 
 
-def look_at_all(
-    maps: Maps, goal: Goal, progress: Callable[[int, int], None] | None = None
-) -> Pixels:
+def look_at_all(maps: Maps, goal: Goal, progress: Progress | None = None) -> Pixels:
     """Decodes every map; what cannot be read is noted, not raised. ``progress(images, of)``."""
     pixels = Pixels(maps.kind)
     wanted = set(goal.ids)

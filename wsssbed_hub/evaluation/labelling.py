@@ -21,7 +21,8 @@ from wsssbed_hub.artifacts.shard_writer import Written, differences, write_maps
 from wsssbed_hub.evaluation.curves import Criterion, ThresholdCurve, require_ids, threshold_curve
 from wsssbed_hub.evaluation.pseudo_label import check_settings, pseudo_label, published
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import Progress, exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.files import atomic_folder, expect_trouble, write_whole
+from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.manifest import Rule
@@ -268,15 +269,7 @@ def _write_shards(
 ) -> Labels:
     if (out / SETTINGS).exists():
         raise HubError(f"{out} holds labels as PNGs. Choose another folder for Parquet.")
-    done = 0
-
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None:
-            progress(done, len(ids))
-
-    written = write_maps(out, "label", ids, produce, settings=settings, progress=advance)
+    written = write_maps(out, "label", ids, produce, settings=settings, progress=progress)
     return Labels(len(ids), written.content, written)
 
 
@@ -287,26 +280,15 @@ def _write_pngs(
     settings: dict[str, Any],
     progress: Progress | None,
 ) -> Labels:
-    unfinished = out.with_name(f".{out.name}.partial")
-    with expect_trouble(out.parent):
-        if _is_there(out):
+    with expect_trouble(out.parent), atomic_folder(out, resume=True) as unfinished:
+        if unfinished is None:
             return _compare_finished(out, ids, settings)
-        with exclusive(unfinished, folder=True):
-            if _is_there(out):  # by a process that was waited for
-                unfinished.rmdir()  # the lock made it anew
-                return _compare_finished(out, ids, settings)
-            _settle(unfinished, settings)
-            labels = _fill(unfinished, ids, produce, progress)
-            record = {"settings": settings, "content": labels.content}
-            write_whole(unfinished / SETTINGS, _json(record))
-            os.sync()  # thousands of files: one call is far faster than one for each
-            os.rename(unfinished, out)
-            sync_folder(out.parent)
+        _settle(unfinished, settings)
+        labels = _fill(unfinished, ids, produce, progress)
+        record = {"settings": settings, "content": labels.content}
+        write_whole(unfinished / SETTINGS, _json(record))
+        os.sync()  # thousands of files: one call is far faster than one for each
     return labels
-
-
-def _is_there(out: Path) -> bool:
-    return out.exists() and (not out.is_dir() or any(out.iterdir()))
 
 
 def _compare_finished(out: Path, ids: list[str], settings: dict[str, Any]) -> Labels:
@@ -350,9 +332,7 @@ def _fill(unfinished: Path, ids: list[str], produce: Produce, progress: Progress
         if label is None:
             label = produce(image_id)
             # A kill leaves no half label under this name; a power cut may, hence _whole.
-            temporary = unfinished / f".{image_id}.tmp"
-            temporary.write_bytes(encode_png(label, palette=True))
-            os.replace(temporary, path)
+            write_whole(path, encode_png(label, palette=True), sync=False)
         digests.append((image_id, image_digest(label)))
         if progress is not None:
             progress(done, len(ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -10,12 +10,12 @@ import numpy as np
 from wsssbed_hub.evaluation.metrics import SegmentationScore
 from wsssbed_hub.evaluation.saliency_metrics import MEASURES, SaliencyScore, SSNetSaliencyScore
 from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
     from wsssbed_hub.datasets import SodDataset
     from wsssbed_hub.evaluation.curves import Readable
 
-Progress = Callable[[int, int], None]
 _SHOWN = 3
 
 

@@ -14,15 +14,8 @@ from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.cache.store import copy_checked
 from wsssbed_hub.registry.publish_plan import Plan, Transfer
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import (
-    Progress,
-    check_room,
-    exclusive,
-    expect_trouble,
-    share,
-    sync_folder,
-    write_whole,
-)
+from wsssbed_hub.utils.files import check_room, exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.progress import Progress, share
 
 
 class FolderRegistry:

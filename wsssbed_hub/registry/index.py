@@ -13,7 +13,7 @@ from typing import BinaryIO
 from wsssbed_hub.artifacts.keys import KINDS, Key
 from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_manifest
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import Progress
+from wsssbed_hub.utils.progress import Progress
 
 INDEX = Path(__file__).parents[1] / "manifests"
 

@@ -15,7 +15,8 @@ from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import File, Manifest
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import Progress, exclusive, expect_trouble, write_whole
+from wsssbed_hub.utils.files import exclusive, expect_trouble, write_whole
+from wsssbed_hub.utils.progress import Progress
 from wsssbed_hub.utils.settings import registry_list
 
 if TYPE_CHECKING:

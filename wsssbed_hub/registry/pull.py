@@ -22,8 +22,8 @@ from wsssbed_hub.registry.multi import Registries, configured, split
 from wsssbed_hub.registry.release.fetch import from_url, is_url_only
 from wsssbed_hub.utils import settings
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import Progress, share
 from wsssbed_hub.utils.parallel import JOBS
+from wsssbed_hub.utils.progress import Progress, share
 
 if TYPE_CHECKING:
     import datasets

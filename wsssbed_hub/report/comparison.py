@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -38,13 +38,13 @@ from wsssbed_hub.report import (
 from wsssbed_hub.report.gallery import Readable
 from wsssbed_hub.report.networks import Network, find_networks
 from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.manifest import Rule
     from wsssbed_hub.datasets import Target
     from wsssbed_hub.registry.pull import Registry
 
-Progress = Callable[[int, int], None]
 QUALITY = ("mae", "f", "s")  # what the report's table shows of a saliency map
 
 

@@ -13,7 +13,8 @@ from wsssbed_hub.registry.hub.repository import MAIN
 from wsssbed_hub.review.check_manifest import check_manifest
 from wsssbed_hub.review.check_manifest import read as read_file
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import Progress, expect_trouble, write_whole
+from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.progress import Progress
 
 _PLACEHOLDER = HubSource(repo="a/b", commit="0" * 40)  # where the files will be is not known yet
 

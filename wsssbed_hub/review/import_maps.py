@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.review.recompute import FAST_MEASURES
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.progress import Progress
 from wsssbed_hub.utils.text import count
 
-Advance = Callable[[int, int], None]  # images done, images in all
 _DIGITS = 4  # of a fraction: a hundredth of a percent
 
 
@@ -58,7 +58,7 @@ class Import:
         self.data_root = data_root
         self.goal: Goal = goal_of(target, data_root)
 
-    def problems(self, progress: Advance | None = None) -> list[Problem]:
+    def problems(self, progress: Progress | None = None) -> list[Problem]:
         """All that is wrong, errors first. Every map is decoded; ``progress(images, of)``."""
         return inspect(self.maps, self.goal, progress)
 
@@ -69,7 +69,7 @@ class Import:
         with expect_trouble(path.parent):
             write_whole(path, gallery(self.maps, self.goal, problems))
 
-    def measure(self, split: str, progress: Advance | None = None) -> list[Result]:
+    def measure(self, split: str, progress: Progress | None = None) -> list[Result]:
         """What saliency maps or labels are worth against the ground truth of a split.
 
         Raises UsageError for activation maps, whose labels depend on more than them, and for an
@@ -119,7 +119,7 @@ class Import:
         *,
         version: str = "1.0.0",
         results: Sequence[Result] = (),
-        progress: Advance | None = None,
+        progress: Progress | None = None,
     ) -> Manifest:
         """The maps as a version of the key in ``folder``; goes on where a killed run stopped.
 
@@ -127,14 +127,6 @@ class Import:
         facts than ``card`` states, or without ``results``.
         """
         number = self.key.version or Version.parse(version)
-        total, done = len(self.maps), 0
-
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            if progress is not None:
-                progress(done, total)
-
         settings = {"imported": self.maps.digest()}
         written = write_maps(
             folder,
@@ -142,7 +134,7 @@ class Import:
             self.maps.image_ids,
             self.maps.read,
             settings=settings,
-            progress=advance,
+            progress=progress,
         )
         facts: dict[str, Any] = {
             "title": card.title or _title(self.maps.kind, card),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from wsssbed_hub.registry.pull import open_registry, pull
 from wsssbed_hub.review.check_manifest import read
 from wsssbed_hub.review.recompute import Claim, Recomputation
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import share
+from wsssbed_hub.utils.progress import Progress, share
 from wsssbed_hub.utils.text import count
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def prove(
     manifest: Manifest,
     chosen: Chosen,
     data_root: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Proof:
     """Fetches the files of an entry of the manifest at ``path`` and proves what is said of them.
 

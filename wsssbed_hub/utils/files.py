@@ -6,14 +6,13 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wsssbed_hub.utils.errors import HubError
 
 CHUNK = 1 << 20  # bytes that are copied and hashed at a time
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 _EXPECTED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -49,27 +48,77 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def share(progress: Progress | None, before: int, size: int, total: int) -> Progress | None:
-    """Turns steps of any kind, such as images, into ``size`` of ``total`` bytes."""
-    if progress is None:
-        return None
-    return lambda done, steps: progress(before + size * done // steps, total)
+@contextmanager
+def atomic_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` when this is left without an error.
 
-
-def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """``data`` as the file at ``path``, which holds the old bytes until the new ones are safe."""
+    ``path`` holds the old bytes until the new ones are on the disk; without ``sync`` they are
+    whenever the system comes to it. Others who write ``path`` wait; what a killed one left goes.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with exclusive(temporary) as descriptor:
         try:
             os.ftruncate(descriptor, 0)  # what a killed process left
-            for piece in [data] if isinstance(data, bytes) else data:
-                write_all(descriptor, piece)
-            os.fsync(descriptor)
+            yield temporary
+            if sync:
+                sync_file(temporary)
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """``data`` as the file at ``path``, by ``atomic_file``."""
+    with atomic_file(path, sync=sync) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic_folder(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
+    """A folder to fill, which is renamed to ``folder`` when this is left without an error.
+
+    Gives None instead if something is at ``folder``, an empty folder excepted. Others who make it
+    wait. The folder to fill, ``.<name>.partial`` beside it, is empty, and an error removes it; with
+    ``resume`` it is kept, and holds what a run left that did not come to its end.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    if not is_free(folder):
+        yield None
+        return
+    with exclusive(partial, folder=True):
+        if is_free(folder):
+            try:
+                if not resume:
+                    empty_folder(partial)
+                yield partial
+                os.rename(partial, folder)
+            except BaseException:
+                if not resume:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+            sync_folder(folder.parent)
+            return
+        shutil.rmtree(partial)  # while this process waited, another was faster
+    yield None
+
+
+def is_free(path: Path) -> bool:
+    """Whether a folder may be put at ``path``: nothing is there, or an empty folder."""
+    if path.is_symlink() or not path.is_dir():
+        return not os.path.lexists(path)
+    return not any(path.iterdir())
+
+
+def empty_folder(folder: Path) -> None:
+    """Removes what is in ``folder``; links are removed and not followed."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

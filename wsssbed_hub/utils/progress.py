@@ -1,8 +1,9 @@
-"""Progress bars: how much of how much, how fast, how long still. The library and the stages share
-them; rich is imported where one is shown."""
+"""Progress of long work: the one type of callback, and the bars that show it, which the library and
+the stages share; rich is imported where one is shown."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,28 @@ Progress = Callable[[int, int], None]
 
 BYTES = "bytes"
 _shown: list[Bars] = []  # the bars on the terminal now: a terminal has one place for them
+
+
+def share(progress: Progress | None, before: int, size: int, total: int) -> Progress | None:
+    """Turns steps of any kind, such as images, into ``size`` of ``total`` bytes."""
+    if progress is None:
+        return None
+    return lambda done, steps: progress(before + size * done // steps, total)
+
+
+def adding(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """A function that takes the steps just done, from any thread, and tells their sum."""
+    done = 0
+    lock = threading.Lock()
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        with lock:
+            done += steps
+            if progress is not None:
+                progress(done, total)
+
+    return advance
 
 
 class Show(Protocol):

@@ -76,7 +76,7 @@ def processes() -> list[int]:
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError):  # a thread that has just ended
             for pid in (task / "children").read_text().split():
-                if "converting" in Path(f"/proc/{pid}/cmdline").read_text():
+                if "release.convert" in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(int(pid))
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,8 @@ from wsssbed_hub.datasets.shapes import coco
 from wsssbed_hub.datasets.shapes.objects import CLASSES
 from wsssbed_hub.datasets.shapes.scenes import Scene, draw_plain_scene, draw_scene
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import (
-    Progress,
-    exclusive,
-    expect_trouble,
-    sync_folder,
-    write_whole,
-)
+from wsssbed_hub.utils.files import atomic_folder, expect_trouble, write_whole
+from wsssbed_hub.utils.progress import Progress
 
 STAMP = "shapes.json"
 DRAWING = 2  # goes up when the files of a seed change
@@ -93,23 +87,13 @@ def _make(
 ) -> None:
     """Writes the files that ``draw`` gives below ``folder``, all of them or none."""
     stamp = {"drawing": DRAWING, "settings": dict(settings)}
-    with exclusive(folder.parent / f".{folder.name}.partial", folder=True):
-        partial = folder.parent / f".{folder.name}.partial"
-        for left in partial.iterdir():  # by a run that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        if folder.exists():
-            partial.rmdir()
+    with atomic_folder(folder) as partial:
+        if partial is None:
             _verify(folder, stamp)
             return
-        try:
-            _write_all(partial, draw(), progress)
-            stamp["content"] = _content(partial)
-            write_whole(partial / STAMP, (json.dumps(stamp, indent=2) + "\n").encode())
-            partial.rename(folder)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        sync_folder(folder.parent)
+        _write_all(partial, draw(), progress)
+        stamp["content"] = _content(partial)
+        write_whole(partial / STAMP, (json.dumps(stamp, indent=2) + "\n").encode())
 
 
 def _write_all(folder: Path, files: Files, progress: Callable[[int], None] | None) -> None:

@@ -34,8 +34,9 @@ from wsssbed_hub.registry.hub.repository import (
 )
 from wsssbed_hub.registry.publish_plan import Plan, Transfer
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import Progress, share, write_whole
+from wsssbed_hub.utils.files import write_whole
 from wsssbed_hub.utils.parallel import Stop, at_once
+from wsssbed_hub.utils.progress import Progress, share
 from wsssbed_hub.utils.settings import cache_folder
 
 if TYPE_CHECKING:

@@ -109,6 +109,13 @@ def _work(
         pixels.look(image_id, found)
         return found
 
+    told = 0
+
+    def advance(done: int, _: int) -> None:
+        nonlocal told
+        tell({"done": done - told})
+        told = done
+
     write_parts(
         Path(job.folder),
         job.kind,
@@ -116,7 +123,7 @@ def _work(
         produce,
         settings=job.settings,
         part=part,
-        progress=lambda images: tell({"done": images}),
+        progress=advance,
     )
     tell({"pixels": asdict(pixels)})
 

@@ -19,7 +19,6 @@ from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     CHUNK,
-    Progress,
     check_room,
     exclusive,
     expect_trouble,
@@ -27,6 +26,7 @@ from wsssbed_hub.utils.files import (
     write_all,
     write_whole,
 )
+from wsssbed_hub.utils.progress import Progress
 
 MAX_BYTES = 64 << 30  # of one download
 TIMEOUT = 60  # seconds without a byte

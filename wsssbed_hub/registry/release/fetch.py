@@ -33,13 +33,8 @@ from wsssbed_hub.registry.release.download import Downloaded, download, download
 from wsssbed_hub.registry.release.lockfile import Pin, check_pin, find_pin, now, write_pin
 from wsssbed_hub.utils import settings
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import (
-    Progress,
-    exclusive,
-    expect_trouble,
-    sync_folder,
-    write_whole,
-)
+from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.progress import Progress
 
 _FOUND_OUT = ("images", "image_list", "content", "files", "source")
 

@@ -37,8 +37,9 @@ from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.registry.publish_plan import Plan, Transfer
 from wsssbed_hub.registry.url.drivers import BLOCK, Lost, driver_of, give_up, losing
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import CHUNK, Progress
+from wsssbed_hub.utils.files import CHUNK
 from wsssbed_hub.utils.parallel import Stop, at_once
+from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
     from wsssbed_hub.registry.url.registry import UrlRegistry

@@ -20,7 +20,8 @@ from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_mani
 from wsssbed_hub.registry.publish_plan import Plan
 from wsssbed_hub.registry.url.drivers import error_code
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import CHUNK, Progress, share
+from wsssbed_hub.utils.files import CHUNK
+from wsssbed_hub.utils.progress import Progress, share
 
 _AHEAD = 8 << 20  # bytes that a driver asks for at a time
 _THREADS = 8  # that ask for manifests
