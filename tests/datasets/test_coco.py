@@ -32,7 +32,7 @@ from wsssbed_hub.datasets import (
     open_target,
 )
 from wsssbed_hub.datasets.coco import COCO_CLASSES
-from wsssbed_hub.evaluation.inspect import check_lists, goal_of
+from wsssbed_hub.evaluation.inspect import check_lists, expectation_of
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 TRAIN, VAL = "COCO_train2014_{:012d}", "COCO_val2014_{:012d}"
@@ -283,7 +283,7 @@ def test_maps_are_checked_against_the_annotations_alone(tmp_path: Path) -> None:
     """Lists, sizes and classes need no images, which are thirteen gigabytes."""
     coco(tmp_path, {9: [instance(BOWL, WHOLE)], 25: [instance(PERSON, WHOLE)]})
     remove(tmp_path / "coco/train2014")
-    goal = goal_of("coco14", tmp_path)
+    goal = expectation_of("coco14", tmp_path)
     assert goal.checks == ["ids", "sizes", "classes"]
     assert goal.size(TRAIN.format(9)) == (HEIGHT, WIDTH)
     right: dict[str, list[int]] = {TRAIN.format(9): [45], TRAIN.format(25): [0]}

@@ -11,7 +11,7 @@ from layouts import HEIGHT, WIDTH, box, coco, instance
 from PIL import Image
 from samples import Hub
 
-from wsssbed_hub.evaluation.inspect import goal_of, look_at_all
+from wsssbed_hub.evaluation.inspect import expectation_of, gather_statistics
 from wsssbed_hub.registry.open_artifact import open_artifact
 
 PERSON, BOWL, TOOTHBRUSH = 1, 51, 90
@@ -73,11 +73,11 @@ def test_label_eval_and_curve(command: Hub, maps: Path) -> None:
 
 
 def test_maps_of_the_release_are_checked(maps: Path) -> None:
-    goal = goal_of("coco14", maps)
+    goal = expectation_of("coco14", maps)
     assert goal.ids == tuple(IDS)
     cam = open_artifact(maps / "cam", kind="cam")
     assert list(cam.image_ids) == IDS
-    seen = look_at_all(cam, goal)
+    seen = gather_statistics(cam, goal)
     assert seen.classes == {image_id: list(classes) for image_id, classes in CLASSES.items()}
     assert seen.sizes == seen.damaged == []
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from samples import InMemory
 
 from wsssbed_hub.evaluation.curves import CRITERIA, ThresholdCurve, _Histogram, threshold_curve
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
@@ -21,16 +22,9 @@ RULES = ("paper", "release")
 INPUTS, _ = conformance.load("labels-release")
 
 
-class Given:
-    """Maps in memory."""
-
-    def __init__(self, maps: dict[str, Any], name: str = "given") -> None:
-        self.maps = maps
-        self.name = name
-        self.image_ids = sorted(maps)
-
-    def read(self, image_id: str) -> Any:
-        return self.maps[image_id]
+def given_maps(maps: dict[str, Any], name: str = "given") -> InMemory:
+    """Maps in memory; the curve asks for no kind."""
+    return InMemory("", maps, name)
 
 
 def label_and_score(
@@ -54,9 +48,9 @@ def check_every_threshold(
     names = [f"image{number}" for number in range(len(images))]
     truths, activations, ids, saliencies = zip(*images, strict=True)
     curve = threshold_curve(
-        Given(dict(zip(names, zip(activations, ids, strict=True), strict=True))),
-        Given(dict(zip(names, truths, strict=True))),
-        None if saliencies[0] is None else Given(dict(zip(names, saliencies, strict=True))),
+        given_maps(dict(zip(names, zip(activations, ids, strict=True), strict=True))),
+        given_maps(dict(zip(names, truths, strict=True))),
+        None if saliencies[0] is None else given_maps(dict(zip(names, saliencies, strict=True))),
         num_classes=num_classes,
         **settings,
     )
@@ -160,8 +154,10 @@ def by_hand() -> ThresholdCurve:
     activations = np.array([[[0, 10, 10, 20, 40, 9]]], np.uint8)
     saliency = np.array([[0, 255, 255, 255, 255, 255]], np.uint8)
     truth = np.array([[0, 1, 0, 1, 1, 255]], np.uint8)
-    cam = Given({"a": (activations, np.array([0]))})
-    return threshold_curve(cam, Given({"a": truth}), Given({"a": saliency}), num_classes=2)
+    cam = given_maps({"a": (activations, np.array([0]))})
+    return threshold_curve(
+        cam, given_maps({"a": truth}), given_maps({"a": saliency}), num_classes=2
+    )
 
 
 def test_numbers_by_hand() -> None:
@@ -197,9 +193,9 @@ def test_every_tau_has_an_index(tau: float, rule: Any, with_saliency: bool) -> N
     saliency = np.full((1, 256), 255, np.uint8) if with_saliency else None
     images = [(truth, greys, np.array([0]), saliency)]
     curve = threshold_curve(
-        Given({"a": (greys, np.array([0]))}),
-        Given({"a": truth}),
-        Given({"a": saliency}) if with_saliency else None,
+        given_maps({"a": (greys, np.array([0]))}),
+        given_maps({"a": truth}),
+        given_maps({"a": saliency}) if with_saliency else None,
         num_classes=1,
         rule=rule,
     )
@@ -225,16 +221,18 @@ def test_as_json() -> None:
     }
 
 
-CAM = Given({name: (np.zeros((1, 2, 2), np.uint8), np.array([1])) for name in "abcdef"}, "cam/x")
-TRUTH = Given({name: np.zeros((2, 2), np.uint8) for name in "abcdef"})
-SAL = Given({name: np.zeros((2, 2), np.uint8) for name in "abcdef"}, "sal/y")
+CAM = given_maps(
+    {name: (np.zeros((1, 2, 2), np.uint8), np.array([1])) for name in "abcdef"}, "cam/x"
+)
+TRUTH = given_maps({name: np.zeros((2, 2), np.uint8) for name in "abcdef"})
+SAL = given_maps({name: np.zeros((2, 2), np.uint8) for name in "abcdef"}, "sal/y")
 
 
 def test_maps_may_cover_more_images_than_the_truth() -> None:
     steps: list[tuple[int, int]] = []
     curve = threshold_curve(
         CAM,
-        Given({"b": TRUTH.read("b"), "d": TRUTH.read("d")}),
+        given_maps({"b": TRUTH.read("b"), "d": TRUTH.read("d")}),
         SAL,
         num_classes=2,
         progress=lambda done, total: steps.append((done, total)),
@@ -244,10 +242,10 @@ def test_maps_may_cover_more_images_than_the_truth() -> None:
 
 
 def test_missing_images_are_named() -> None:
-    few = Given({"a": CAM.read("a")}, "cam/few")
+    few = given_maps({"a": CAM.read("a")}, "cam/few")
     with pytest.raises(HubError, match=r"5 of 6 .* activation maps in cam/few: b, c, d, \.\.\."):
         threshold_curve(few, TRUTH, SAL, num_classes=2)
-    one = Given({name: SAL.read(name) for name in "abcde"}, "sal/few")
+    one = given_maps({name: SAL.read(name) for name in "abcde"}, "sal/few")
     with pytest.raises(HubError, match=r"1 of 6 .* saliency maps in sal/few: f\."):
         threshold_curve(CAM, TRUTH, one, num_classes=2)
 
@@ -264,15 +262,15 @@ def test_missing_images_are_named() -> None:
 )
 def test_wrong_maps_are_named(part: str, maps: Any, words: str) -> None:
     given = {"cam": CAM, "truth": TRUTH, "sal": SAL}
-    given[part] = Given({**given[part].maps, "e": maps})
+    given[part] = given_maps({**given[part]._maps, "e": maps})
     with pytest.raises(HubError, match=f"^e: .*{words}"):
         threshold_curve(given["cam"], given["truth"], given["sal"], num_classes=2)
 
 
 def test_nothing_to_score() -> None:
     with pytest.raises(HubError, match="no images"):
-        threshold_curve(CAM, Given({}), num_classes=2)
-    nowhere = Given({"a": np.full((2, 2), 255, np.uint8)})
+        threshold_curve(CAM, given_maps({}), num_classes=2)
+    nowhere = given_maps({"a": np.full((2, 2), 255, np.uint8)})
     curve = threshold_curve(CAM, nowhere, num_classes=2)
     assert np.isnan(curve.coverage).all()
     with pytest.raises(HubError, match="255 everywhere"):
@@ -282,6 +280,6 @@ def test_nothing_to_score() -> None:
 @pytest.mark.parametrize("settings", [{"rule": "paprika"}, {"sal_threshold": 51}])
 def test_settings_are_checked_before_anything_is_read(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        threshold_curve(Given({}), Given({}), num_classes=2, **settings)
+        threshold_curve(given_maps({}), given_maps({}), num_classes=2, **settings)
     with pytest.raises(UsageError, match="255 classes"):
         threshold_curve(CAM, TRUTH, num_classes=255)

@@ -9,26 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samples import InMemory
 
-from wsssbed_hub.artifacts.maps import Activations, Maps
+from wsssbed_hub.artifacts.maps import Activations
 from wsssbed_hub.evaluation.differences import Comparison, Difference, compare_maps, compare_weights
 
 DIGEST = "sha256:" + "cd" * 32
 
 
-class Kept(Maps):
-    """Maps in memory."""
-
-    def __init__(self, kind: str, maps: dict[str, Any]) -> None:
-        self.kind, self.name, self._maps = kind, "kept", maps
-        self.image_ids = sorted(maps)
-
-    def read(self, image_id: str) -> np.ndarray | Activations:
-        return self._maps[image_id]
-
-
 def compared(kind: str, one: dict[str, Any], other: dict[str, Any]) -> Comparison:
-    parts, missing = compare_maps(Kept(kind, one), Kept(kind, other))
+    parts, missing = compare_maps(InMemory(kind, one), InMemory(kind, other))
     return Comparison("pixels", "sha256:1", "sha256:2", parts, missing)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_labelling import IDS, TAU, Drawn, expected
+from drawn_maps import IDS, TAU, Drawn, expected
 
 from wsssbed_hub.artifacts.manifest import Threshold
 from wsssbed_hub.evaluation.labelling import ingredient, label_artifact
@@ -127,7 +127,7 @@ RUN = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_labelling import Drawn, TAU
+from drawn_maps import Drawn, TAU
 from wsssbed_hub.evaluation.labelling import ingredient, label_artifact
 
 class Slow(Drawn):

@@ -6,31 +6,25 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from samples import InMemory
 
 from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
 from wsssbed_hub.utils.errors import HubError
 
 
-class InMemory:
-    """Maps by image id."""
-
-    def __init__(self, maps: Mapping[str, np.ndarray]) -> None:
-        self._maps = maps
-        self.image_ids = sorted(maps)
-
-    def read(self, image_id: str) -> np.ndarray:
-        return self._maps[image_id]
+def label(maps: Mapping[str, np.ndarray]) -> InMemory:
+    return InMemory("label", maps)
 
 
 def grey(*rows: list[int]) -> np.ndarray:
     return np.array(rows, dtype=np.uint8)
 
 
-TRUTH = InMemory({"a": grey([0, 1], [2, 255]), "b": grey([1, 1], [0, 0])})
+TRUTH = label({"a": grey([0, 1], [2, 255]), "b": grey([1, 1], [0, 0])})
 
 
 def test_labels_are_scored_over_all_images_of_the_truth() -> None:
-    labels = InMemory({"a": grey([0, 1], [255, 7]), "b": grey([1, 0], [0, 0]), "c": grey([9])})
+    labels = label({"a": grey([0, 1], [255, 7]), "b": grey([1, 0], [0, 0]), "c": grey([9])})
     score = score_labels(labels, TRUTH, num_classes=9, undecided=True)
     assert score.images == 2
     # By hand: truth 0 (3 pixels) all found, one of class 1 called background; class 2 ignored.
@@ -41,11 +35,11 @@ def test_labels_are_scored_over_all_images_of_the_truth() -> None:
 
 def test_an_image_without_labels_is_named() -> None:
     with pytest.raises(HubError, match=r"1 of the 2 images .* b for example"):
-        score_labels(InMemory({"a": grey([0, 0], [0, 0])}), TRUTH, num_classes=2, undecided=True)
+        score_labels(label({"a": grey([0, 0], [0, 0])}), TRUTH, num_classes=2, undecided=True)
 
 
 def test_255_in_a_segmentation_is_an_error() -> None:
-    labels = InMemory({"a": grey([0, 1], [2, 0]), "b": grey([1, 255], [0, 0])})
+    labels = label({"a": grey([0, 1], [2, 0]), "b": grey([1, 255], [0, 0])})
     with pytest.raises(HubError, match="b"):
         score_labels(labels, TRUTH, num_classes=2, undecided=False)
 
@@ -58,7 +52,7 @@ def test_foreground_is_whatever_is_not_background() -> None:
 
 def test_saliency_measures_that_were_asked_for() -> None:
     truth = Foreground(TRUTH)
-    perfect = InMemory({name: truth.read(name) for name in truth.image_ids})
+    perfect = InMemory("sal", {name: truth.read(name) for name in truth.image_ids})
     seen = []
     measures = score_saliency(
         perfect, truth, measures=("mae",), progress=lambda done, of: seen.append((done, of))

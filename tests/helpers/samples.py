@@ -15,7 +15,7 @@ from PIL import Image
 
 from wsssbed_hub.artifacts.key_folder import complete
 from wsssbed_hub.artifacts.manifest import Environment, Manifest, Method, Provenance
-from wsssbed_hub.artifacts.maps import Activations
+from wsssbed_hub.artifacts.maps import Activations, Maps
 from wsssbed_hub.artifacts.shard_writer import Written, write_maps
 
 
@@ -52,6 +52,17 @@ def maps_of(kind: str, ids: list[str] | None = None, **size: int) -> dict[str, A
         else:
             found[image_id] = noise(number, **shape)
     return found
+
+
+class InMemory(Maps):
+    """Maps by image id: arrays, and for ``cam`` (activations, class ids)."""
+
+    def __init__(self, kind: str, maps: Mapping[str, Any], name: str = "given") -> None:
+        self.kind, self.name, self._maps = kind, name, maps
+        self.image_ids = sorted(maps)
+
+    def read(self, image_id: str) -> Any:
+        return self._maps[image_id]
 
 
 def provenance(**other: Any) -> Provenance:

@@ -1,12 +1,13 @@
-"""What is wrong with a folder or zip of maps, compared with the target that they should cover.
+"""Problems of a folder or zip of maps, compared with the target that they should cover.
 
 An error makes the maps useless, or another thing than they should be; a warning is worth a look.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -47,8 +48,9 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What is at hand of a target: its published number of images, or its lists and images."""
+class Expectation:
+    """The part of a target that is at hand to compare maps with: its published number of images, or
+    its lists and images."""
 
     name: str
     count: int | None = None
@@ -58,13 +60,13 @@ class Goal:
 
     @property
     def checks(self) -> list[Check]:
-        """What maps can be compared with."""
+        """The things that maps can be compared with."""
         if self.target is None:
             return ["count"] if self.count else []
         return ["ids", "sizes", "classes"]
 
     def shortfall(self, data_root: Path) -> str:
-        """What could not be compared because the target is not at hand, in words."""
+        """The comparisons that fail because the target is not at hand, in words."""
         if self.name not in TARGETS:
             near = did_you_mean(self.name, TARGETS)
             return f"No target {self.name!r} is known here: nothing could be compared.{near}"
@@ -77,43 +79,43 @@ class Goal:
         return self.target.size(image_id)
 
 
-def goal_of(name: str, data_root: Path) -> Goal:
+def expectation_of(name: str, data_root: Path) -> Expectation:
     """The target ``name`` as far as it is below ``data_root``."""
     spec = TARGETS.get(name)
     if spec is None:
-        return Goal(name)
+        return Expectation(name)
     split = spec.splits[0]
     try:
         target = open_target(name, data_root)
-        return Goal(name, None, target, split, tuple(target.image_ids(split)))
+        return Expectation(name, None, target, split, tuple(target.image_ids(split)))
     except HubError:  # its lists are not at hand
-        return Goal(name, spec.counts.get(split))
+        return Expectation(name, spec.counts.get(split))
 
 
 def check_lists(
     image_ids: Sequence[str],
-    goal: Goal,
+    expected: Expectation,
     class_ids: Callable[[str], Sequence[int]] | None = None,
 ) -> list[Problem]:
-    """What the names of the files tell: missing and unknown images and, for activation maps, whose
-    classes ``class_ids`` gives, wrong classes."""
-    if goal.target is None:
-        if goal.count is None or len(image_ids) >= goal.count:
+    """Problems that the names of the files tell: missing and unknown images and, for activation
+    maps, whose classes ``class_ids`` gives, wrong classes."""
+    if expected.target is None:
+        if expected.count is None or len(image_ids) >= expected.count:
             return []
-        what = f"{len(image_ids):,} images; {goal.name} has {goal.count:,}"
+        what = f"{len(image_ids):,} images; {expected.name} has {expected.count:,}"
         return [Problem("error", what, about="ids")]
-    have, wanted = set(image_ids), set(goal.ids)
+    have, wanted = set(image_ids), set(expected.ids)
     others = sorted(have - wanted)
-    known = _known(goal.target, others)
+    known = _known(expected.target, others)
     unknown = [image_id for image_id in others if image_id not in known]
-    missing = f"missing images of {goal.name} {goal.split}"
+    missing = f"missing images of {expected.name} {expected.split}"
     found = [
         _problem("error", missing, sorted(wanted - have), "missing", "ids"),
-        _problem("error", f"images that {goal.name} does not have", unknown, "unknown", "ids"),
-        _problem("warning", f"images beyond {goal.split}", sorted(known), "not listed", "ids"),
+        _problem("error", f"images that {expected.name} does not have", unknown, "unknown", "ids"),
+        _problem("warning", f"images beyond {expected.split}", sorted(known), "not listed", "ids"),
     ]
     if class_ids is not None:
-        found += _check_classes(class_ids, goal.target, sorted(have & wanted))
+        found += _check_classes(class_ids, expected.target, sorted(have & wanted))
     return [problem for problem in found if problem is not None]
 
 
@@ -121,9 +123,9 @@ class WrongMaps(HubError):
     """The maps themselves are wrong, not the disk or the machine."""
 
 
-def check_map_size(goal: Goal, image_id: str, size: tuple[int, int]) -> None:
+def check_map_size(expected: Expectation, image_id: str, size: tuple[int, int]) -> None:
     """Raises WrongMaps unless ``size``, (height, width) of the maps, is that of the image."""
-    right = goal.size(image_id)
+    right = expected.size(image_id)
     if right != size:
         raise WrongMaps(
             f"the map of image {image_id} is {size[0]} x {size[1]} pixels, the image is "
@@ -193,22 +195,37 @@ def _problem(
     return Problem(severity, what, tuple(images), mark, about) if images else None
 
 
+def _sorted_sum(one: list[str], other: list[str]) -> list[str]:
+    return sorted(one + other)
+
+
+def _first(one: str, other: str) -> str:
+    return one or other
+
+
+# How the values of two MapStatistics become one: every field but the kind says it.
+_SUM, _HIGHEST, _SORTED, _UNION, _FIRST = (
+    {"together": function} for function in (operator.add, max, _sorted_sum, operator.or_, _first)
+)
+
+
 @dataclass
-class Pixels:
-    """What decoded maps tell, gathered one image at a time."""
+class MapStatistics:
+    """Statistics of decoded maps, gathered one image at a time."""
 
     kind: str
-    images: int = 0
-    highest: int = 0
-    inverted: list[str] = field(default_factory=list)
-    constant: list[str] = field(default_factory=list)
-    dark: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    sizes: list[str] = field(default_factory=list)
-    first_damage: str = ""
-    classes: dict[str, list[int]] = field(default_factory=dict)
+    images: int = field(default=0, metadata=_SUM)
+    highest: int = field(default=0, metadata=_HIGHEST)
+    inverted: list[str] = field(default_factory=list, metadata=_SORTED)
+    constant: list[str] = field(default_factory=list, metadata=_SORTED)
+    dark: list[str] = field(default_factory=list, metadata=_SORTED)
+    damaged: list[str] = field(default_factory=list, metadata=_SORTED)
+    sizes: list[str] = field(default_factory=list, metadata=_SORTED)
+    first_damage: str = field(default="", metadata=_FIRST)
+    classes: dict[str, list[int]] = field(default_factory=dict, metadata=_UNION)
 
-    def look(self, image_id: str, maps: np.ndarray | Activations) -> None:
+    def add(self, image_id: str, maps: np.ndarray | Activations) -> None:
+        """Takes in the maps of one image."""
         pixels = maps.activations if isinstance(maps, Activations) else maps[None]
         self.images += 1
         if isinstance(maps, Activations):
@@ -225,19 +242,12 @@ class Pixels:
         elif self.kind == "sal" and _is_brighter_outside(pixels[0]):
             self.inverted.append(image_id)
 
-    def add(self, other: Pixels) -> None:
-        """Takes over what was gathered elsewhere, about other images."""
-        self.images += other.images
-        self.highest = max(self.highest, other.highest)
-        for mine, theirs in (
-            (self.inverted, other.inverted),
-            (self.constant, other.constant),
-            (self.damaged, other.damaged),
-            (self.sizes, other.sizes),
-        ):
-            mine[:] = sorted(mine + theirs)
-        self.first_damage = self.first_damage or other.first_damage
-        self.classes |= other.classes
+    def merge(self, other: MapStatistics) -> None:
+        """Takes in what was gathered elsewhere, of other images and the same kind."""
+        for one in fields(self):
+            if one.name != "kind":
+                mine, theirs = getattr(self, one.name), getattr(other, one.name)
+                setattr(self, one.name, one.metadata["together"](mine, theirs))
 
     def problems(self) -> list[Problem]:
         damaged, size = (
@@ -279,34 +289,38 @@ def _is_brighter_outside(saliency: np.ndarray) -> bool:
     return bool(border > inside.mean())
 
 
-def inspect(maps: Maps, goal: Goal, progress: Progress | None = None) -> list[Problem]:
+def inspect_maps(
+    maps: Maps, expected: Expectation, progress: Progress | None = None
+) -> list[Problem]:
     """All that is wrong with ``maps``, errors first. Every map is decoded; ``progress(images,
     of)``."""
-    pixels = look_at_all(maps, goal, progress)
-    found: list[Problem | None] = [*check_lists(maps.image_ids, goal), *pixels.problems()]
-    if goal.target is not None:
-        listed = sorted(pixels.classes.keys() & set(goal.ids))
+    statistics = gather_statistics(maps, expected, progress)
+    found: list[Problem | None] = [*check_lists(maps.image_ids, expected), *statistics.problems()]
+    if expected.target is not None:
+        listed = sorted(statistics.classes.keys() & set(expected.ids))
         if maps.kind == "cam":
-            found += _check_classes(pixels.classes.__getitem__, goal.target, listed)
+            found += _check_classes(statistics.classes.__getitem__, expected.target, listed)
         elif maps.kind == "label":
-            found += _check_label_classes(pixels.classes, goal.target, listed)
+            found += _check_label_classes(statistics.classes, expected.target, listed)
     return sorted((one for one in found if one is not None), key=lambda one: one.severity)
 
 
-def look_at_all(maps: Maps, goal: Goal, progress: Progress | None = None) -> Pixels:
+def gather_statistics(
+    maps: Maps, expected: Expectation, progress: Progress | None = None
+) -> MapStatistics:
     """Decodes every map; what cannot be read is noted, not raised. ``progress(images, of)``."""
-    pixels = Pixels(maps.kind)
-    wanted = set(goal.ids)
+    statistics = MapStatistics(maps.kind)
+    wanted = set(expected.ids)
     for done, image_id in enumerate(maps.image_ids, 1):
         try:
             found = maps.read(image_id)
-            if image_id in wanted and goal.size(image_id) != _shape(found):
-                pixels.sizes.append(image_id)
-            pixels.look(image_id, found)
+            if image_id in wanted and expected.size(image_id) != _shape(found):
+                statistics.sizes.append(image_id)
+            statistics.add(image_id, found)
         except HubError as error:
-            pixels.damaged.append(image_id)
-            if not pixels.first_damage:
-                pixels.first_damage = str(error)
+            statistics.damaged.append(image_id)
+            if not statistics.first_damage:
+                statistics.first_damage = str(error)
         if progress is not None:
             progress(done, len(maps))
-    return pixels
+    return statistics

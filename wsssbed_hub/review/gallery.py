@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wsssbed_hub.evaluation.inspect import Goal, Problem
+from wsssbed_hub.evaluation.inspect import Expectation, Problem
 from wsssbed_hub.utils.errors import HubError
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _EACH = 3  # images of one problem
 
 
-def gallery(maps: Maps, goal: Goal, problems: Sequence[Problem], *, images: int = 8) -> bytes:
+def gallery(
+    maps: Maps, goal: Expectation, problems: Sequence[Problem], *, images: int = 8
+) -> bytes:
     """A PNG file with thumbnails of ``images`` images and their maps, the suspicious ones first.
 
     Without the target's images the maps stand alone. Raises ValueError if there are no maps.
@@ -27,7 +29,7 @@ def gallery(maps: Maps, goal: Goal, problems: Sequence[Problem], *, images: int 
     return thumbnail_gallery(goal.target, [(maps.kind, maps)], shown, remarks=marks)
 
 
-def choose(maps: Maps, goal: Goal, problems: Sequence[Problem], images: int) -> list[str]:
+def choose(maps: Maps, goal: Expectation, problems: Sequence[Problem], images: int) -> list[str]:
     """The ids of at most ``images`` images: a few of each problem in their order, then others."""
     chosen: dict[str, None] = {}
     for problem in problems:
@@ -36,7 +38,7 @@ def choose(maps: Maps, goal: Goal, problems: Sequence[Problem], images: int) -> 
     return list(chosen)[:images]
 
 
-def _others(maps: Maps, goal: Goal, images: int) -> list[str]:
+def _others(maps: Maps, goal: Expectation, images: int) -> list[str]:
     """Images that show many classes where those are known; else such as their names decide."""
     from wsssbed_hub.report import choose_images
 

@@ -16,7 +16,7 @@ from wsssbed_hub.artifacts.maps import MAP_KINDS
 from wsssbed_hub.artifacts.png_layout import PngFolder, PngZip
 from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.datasets import open_target
-from wsssbed_hub.evaluation.inspect import Goal, Problem, goal_of, inspect
+from wsssbed_hub.evaluation.inspect import Expectation, Problem, expectation_of, inspect_maps
 from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.review.recompute import FAST_MEASURES
@@ -56,11 +56,11 @@ class Import:
             raise UsageError(f"{path} is a key folder already: push it as it is.")
         self.maps: PngFolder | PngZip = maps
         self.data_root = data_root
-        self.goal: Goal = goal_of(target, data_root)
+        self.goal: Expectation = expectation_of(target, data_root)
 
     def problems(self, progress: Progress | None = None) -> list[Problem]:
         """All that is wrong, errors first. Every map is decoded; ``progress(images, of)``."""
-        return inspect(self.maps, self.goal, progress)
+        return inspect_maps(self.maps, self.goal, progress)
 
     def draw(self, path: Path, problems: Sequence[Problem]) -> None:
         """Thumbnails as a PNG file at ``path``: the maps that ``problems`` name first."""

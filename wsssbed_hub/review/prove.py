@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wsssbed_hub.artifacts.key_folder import MANIFEST, open_entry, verify_folder
 from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import Chosen, Manifest, UrlSource
-from wsssbed_hub.evaluation.inspect import About, Goal, Problem, goal_of, inspect
+from wsssbed_hub.evaluation.inspect import About, Expectation, Problem, expectation_of, inspect_maps
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.registry.multi import Registries
 from wsssbed_hub.registry.pull import open_registry, pull
@@ -42,7 +42,7 @@ class Proof:
     claims: list[Claim] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     maps: Maps | None = None
-    goal: Goal | None = None
+    goal: Expectation | None = None
     again: Recomputation | None = None
 
     @property
@@ -95,9 +95,9 @@ def prove(
         proof.claims += _bytes(chosen)
         if manifest.kind != "weights":
             proof.maps = open_entry(folder, here, entry)
-            proof.goal = goal_of(chosen.target, data_root)
+            proof.goal = expectation_of(chosen.target, data_root)
             steps = share(progress, 0, entry.entry.size, entry.entry.size)
-            proof.problems = inspect(proof.maps, proof.goal, steps)
+            proof.problems = inspect_maps(proof.maps, proof.goal, steps)
             proof.claims += _structure(proof.goal, proof.problems, manifest.kind, data_root)
     except HubError as error:
         proof.claims.append(Claim("the files are what the manifest says", "failed", str(error)))
@@ -126,7 +126,9 @@ def _bytes(chosen: Chosen) -> Iterator[Claim]:
             yield Claim(what, "proved", digest)
 
 
-def _structure(goal: Goal, problems: list[Problem], kind: str, data_root: Path) -> Iterator[Claim]:
+def _structure(
+    goal: Expectation, problems: list[Problem], kind: str, data_root: Path
+) -> Iterator[Claim]:
     """What a comparison with the target, and a look at the maps, showed."""
     wrong = {one.about: str(one) for one in reversed(problems) if one.severity == "error"}
     for about, what in _ABOUT.items():

@@ -24,7 +24,7 @@ import numpy as np
 from wsssbed_hub.artifacts.maps import Activations
 from wsssbed_hub.artifacts.png_layout import PngZip
 from wsssbed_hub.artifacts.shard_writer import PART, write_parts
-from wsssbed_hub.evaluation.inspect import Pixels, WrongMaps
+from wsssbed_hub.evaluation.inspect import MapStatistics, WrongMaps
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.parallel import Stop, at_once
 
@@ -60,7 +60,7 @@ def convert(
     look: Look,
     progress: Callable[[int], None],
     locks: Sequence[int] = (),
-) -> Pixels:
+) -> MapStatistics:
     """Writes the parts that ``write_maps`` joins, and gives what the maps of them tell.
 
     ``maps`` are those of ``job``. Images of parts that an earlier run finished are not looked at
@@ -68,7 +68,7 @@ def convert(
     descriptors that the processes keep open: if this one is killed, who waits for a lock on them
     waits for them too. Raises WrongMaps for wrong maps, and HubError as ``write_maps`` does.
     """
-    pixels, lock = Pixels(job.kind), threading.Lock()
+    statistics, lock = MapStatistics(job.kind), threading.Lock()
 
     def hear(said: dict[str, Any]) -> None:
         with lock:
@@ -76,28 +76,28 @@ def convert(
                 progress(said["done"])
             elif "image" in said:
                 look(said["image"], (said["size"][0], said["size"][1]))
-            elif "pixels" in said:
-                pixels.add(Pixels(**said["pixels"]))
+            elif "statistics" in said:
+                statistics.merge(MapStatistics(**said["statistics"]))
             else:
                 raise (WrongMaps if said["wrong"] else HubError)(said["error"])
 
     processes = min(processes, -(-len(maps) // PART))
     if processes == 1:
         _work(job, maps, (0, 1), hear)
-        return pixels
+        return statistics
 
     def run(rank: int, stop: Stop) -> None:
         _run(job, (rank, processes), hear, stop, locks)
 
     at_once(run, range(processes), processes)
-    return pixels
+    return statistics
 
 
 def _work(
     job: Job, maps: PngZip, part: tuple[int, int], tell: Callable[[dict[str, Any]], None]
 ) -> None:
     """The share of ``part``; ``tell`` is what ``convert`` hears."""
-    pixels = Pixels(job.kind)
+    statistics = MapStatistics(job.kind)
 
     def produce(image_id: str) -> np.ndarray | Activations:
         try:
@@ -106,7 +106,7 @@ def _work(
             raise WrongMaps(str(error)) from None
         one = found.activations[0] if isinstance(found, Activations) else found
         tell({"image": image_id, "size": list(one.shape)})
-        pixels.look(image_id, found)
+        statistics.add(image_id, found)
         return found
 
     told = 0
@@ -125,7 +125,7 @@ def _work(
         part=part,
         progress=advance,
     )
-    tell({"pixels": asdict(pixels)})
+    tell({"statistics": asdict(statistics)})
 
 
 def _run(

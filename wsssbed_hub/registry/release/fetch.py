@@ -20,13 +20,13 @@ from wsssbed_hub.artifacts.png_layout import PngZip
 from wsssbed_hub.artifacts.shard_writer import Written, write_maps
 from wsssbed_hub.cache.store import Opener, Store
 from wsssbed_hub.evaluation.inspect import (
-    Goal,
-    Pixels,
+    Expectation,
+    MapStatistics,
     Problem,
     WrongMaps,
     check_lists,
     check_map_size,
-    goal_of,
+    expectation_of,
 )
 from wsssbed_hub.registry.release.convert import Job, convert, default_processes
 from wsssbed_hub.registry.release.download import Downloaded, download, download_path
@@ -116,7 +116,7 @@ class _Fetch:
         """``guard`` is the lock on all this, which the processes keep with us."""
         path = download_path(self.store.root, self.source.url)
         zipped = download(self.source.url, path, progress=self._receiving())
-        goal = goal_of(self.chosen.target, data_root)
+        goal = expectation_of(self.chosen.target, data_root)
         with self._suspicion(path):
             self._check_bytes(zipped)
         with self._suspicion(path, self._blame(path)):
@@ -186,8 +186,8 @@ class _Fetch:
             check_pin(self.pin, self.key, self.chosen.target, zipped.sha256)
 
     def _convert(
-        self, maps: PngZip, goal: Goal, zipped: Downloaded, processes: int, guard: int
-    ) -> tuple[Written, Pixels]:
+        self, maps: PngZip, goal: Expectation, zipped: Downloaded, processes: int, guard: int
+    ) -> tuple[Written, MapStatistics]:
         wanted = set(goal.ids)
         settings = {"url": self.source.url, "sha256": zipped.sha256}
         kind = self.manifest.kind
