@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Session:
     """None with ``--weights``: nothing is trained."""
     settings: dict[str, Any]
     """What the result depends on, as far as the options tell."""
+
+    def resuming(self) -> Session:
+        """This session without ``--fresh``."""
+        return replace(self, options=replace(self.options, fresh=False))
 
     def train_config(self, seed: int) -> TrainConfig:
         options = self.options

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from stages.runtime import distributed
 from stages.runtime.artifacts import (
-    SELECTION,
     Artifact,
     artifact_name,
     images_of,
@@ -25,14 +25,26 @@ from stages.runtime.densecrf import PRESETS
 from stages.runtime.method import Method, Phase
 from stages.runtime.options import WHERE, Seeds, TrainOptions
 from stages.runtime.progress import progress, say
-from stages.runtime.provenance import provenance
 from stages.runtime.session import Session, setup
-from stages.runtime.study import VAL, Seed, in_words, read_json, seeds_of, write_json
-from stages.runtime.training import Trained, locked, trained_network
-from stages.seg._measure import NO_CRF, Crf, measure, stated, summary
+from stages.runtime.study import (
+    VAL,
+    Measured,
+    Predicted,
+    Score,
+    Seed,
+    Study,
+    Training,
+    folder_of,
+    in_words,
+    measure_segmentation,
+    seeds_of,
+    segmentation_results,
+    write_json,
+)
+from stages.runtime.training import Trained, locked
+from stages.seg._crf import NO_CRF, Crf, decide, summary, with_crf
 from wsssbed_hub.artifacts.digests import content_digest, image_digest, list_digest
-from wsssbed_hub.artifacts.manifest import Ingredient, TrainedOn
-from wsssbed_hub.artifacts.weights import write_weights
+from wsssbed_hub.artifacts.manifest import Ingredient, Result, TrainedOn
 from wsssbed_hub.datasets import Target, open_target
 from wsssbed_hub.evaluation.curves import require_ids
 from wsssbed_hub.evaluation.labelling import ingredient
@@ -108,42 +120,43 @@ def run(stage: str, method: type[SegMethod], options: Options) -> None:
     all that was measured. The last iteration is the result.
     """
     session = setup(stage, method, options)
-    study = _Study.begin(session, method, options)
-    with locked(study.folder):
-        artifacts = {seed: study.artifact(seed) for seed in study.seeds}
+    request = _Request.understood(session, method, options)
+    with locked(request.folder):
+        artifacts = {seed: request.artifact(seed) for seed in request.seeds}
         if all([artifact.is_there() for artifact in artifacts.values()]):
             return
-        found = {seed: study.train(seed) for seed in study.seeds}
+        study = Study(session)
+        found = {seed: request.measured(study, seed) for seed in request.seeds}
         scores = {seed: one.score for seed, one in found.items()}
-        distributed.on_main(lambda: study.write(artifacts, found, scores))
-        mean = summary(scores, study.data.target.classes, study.crf)
+        mean = distributed.on_main(lambda: request.write_result(scores))
+        for seed, artifact in artifacts.items():
+            made_from = [*found[seed].made_from, *request.lists]
+            study.write_weights(
+                artifact,
+                found[seed],
+                study.provenance(made_from, seed),
+                request.stated(scores, seed),
+                request.data.target,
+            )
         said = f"mIoU {in_words(mean['miou'], len(scores))}"
-        if study.crf is not None:
-            said += f", {in_words(mean['crf']['miou'], len(scores))} with CRF {study.crf.preset}"
-        say(f"{said} on {study.data.target.name} {VAL}: {study.folder}")
+        if request.crf is not None:
+            crf = in_words(mean["crf"]["miou"], len(scores))
+            said += f", {crf} with CRF {request.crf.preset}"
+        say(f"{said} on {request.data.target.name} {VAL}: {request.folder}")
 
 
 @dataclass(frozen=True)
-class _Found:
-    """One trained network: what is left of it."""
-
-    weights: dict[str, np.ndarray]
-    made_from: list[Ingredient]
-    score: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Study:
-    """What the trainings of one command share."""
+class _Request:
+    """What one command asks for, looked at: its data, its seeds and how to measure."""
 
     session: Session
     method: type[SegMethod]
-    options: Options
     data: SegData
     val: list[str]
     name: str
     """Of the labels, in keys."""
-    ingredients: list[Ingredient]
+    lists: list[Ingredient]
+    """What the trainings see, and what they are measured on."""
     settings: dict[str, Any]
     """All that the trainings depend on."""
     seeds: list[Seed]
@@ -151,7 +164,7 @@ class _Study:
     """Of the measurement."""
 
     @classmethod
-    def begin(cls, session: Session, method: type[SegMethod], options: Options) -> _Study:
+    def understood(cls, session: Session, method: type[SegMethod], options: Options) -> _Request:
         """Look at everything that the command needs; HubError or UsageError if it is not there."""
         published = method.published_crf.get(options.target, NO_CRF)
         crf = Crf.of(published if options.crf is None else options.crf)
@@ -164,11 +177,7 @@ class _Study:
         else:
             labels = open_maps(options.labels, target.name, "label")
         seeds = seeds_of(options.seeds, options)
-        settings = session.settings | {
-            "target": target.name,
-            "limit": options.limit,
-            "seeds": seeds,
-        }
+        settings = session.settings | {"target": target.name, "limit": options.limit}
         lists = [list_ingredient("val-list", f"{target.name} {VAL}", val)]
         if options.weights is None:
             require_ids(ids, labels, "labels")
@@ -181,100 +190,99 @@ class _Study:
             settings |= {"labels": used.digest, "data_list": lists[0].digest}
         name = GROUND_TRUTH if truth else artifact_name(labels)
         data = SegData(target, ids, labels)
-        return cls(session, method, options, data, val, name, lists, settings, seeds, crf)
+        return cls(session, method, data, val, name, lists, settings, seeds, crf)
 
     @property
     def folder(self) -> Path:
-        runs = self.options.out / "runs"
+        runs = self.session.options.out / "runs"
         return runs / f"{self.session.stage}-{self.data.target.name}-{self.name}"
 
-    def artifact(self, seed: Seed) -> Artifact:
-        suffix = f"-seed{seed}" if len(self.seeds) > 1 else ""
-        title = f"{self.method.card.name} trained on {self.name} labels of {self.options.target}"
-        return Artifact(
-            key=f"weights/{self.session.stage}-{self.name}{suffix}",
-            title=title,
-            method=self.method.card,
-            trained_on=self._trained_on(),
-            settings={**self.settings, **self._measuring(), "seed": seed},
-            options=self.options,
-        )
-
+    @property
     def _measuring(self) -> dict[str, str]:
-        """What the manifest's numbers depend on beside the training."""
+        """What the numbers depend on beside the training and the list of images."""
         return {"crf": self.crf.preset} if self.crf else {}
 
-    def train(self, seed: Seed) -> _Found:
-        """Train and measure with one seed; a score that is known is not measured again."""
-        settings = {k: v for k, v in self.settings.items() if k != "seeds"} | {"seed": seed}
-        trained = trained_network(
-            self.session,
+    @property
+    def _all_settings(self) -> dict[str, Any]:
+        return self.settings | {"seeds": self.seeds}
+
+    def artifact(self, seed: Seed) -> Artifact:
+        """The weights that come of one seed."""
+        suffix = f"-seed{seed}" if len(self.seeds) > 1 else ""
+        target = self.data.target
+        return Artifact(
+            key=f"weights/{self.session.stage}-{self.name}{suffix}",
+            title=f"{self.method.card.name} trained on {self.name} labels of {target.name}",
+            method=self.method.card,
+            trained_on=self._trained_on(),
+            settings=self._all_settings | self._measuring | {"seed": seed},
+            options=self.session.options,
+        )
+
+    def _trained_on(self) -> list[TrainedOn]:
+        if self.name != GROUND_TRUTH or self.session.options.weights is not None:
+            return []
+        images = len(self.data.image_ids)
+        return [TrainedOn(dataset=self.data.target.name, images=images, supervision="pixel masks")]
+
+    def measured(self, study: Study, seed: Seed) -> Measured:
+        """Train and measure with one seed."""
+        training = Training(
+            folder_of(self.folder, seed),
             lambda scratch: self.method(self.session.recipe, scratch, self.data.num_classes),
             self.data,
-            self.folder / f"seed{seed}",
-            settings=settings,
-            seed=seed or 0,
+            self.settings | {"seed": seed},
+            seed,
         )
-        weights = {k: v.cpu().numpy() for k, v in trained.network.state_dict().items()}
-        return _Found(weights, trained.made_from, self._score(trained, seed))
-
-    def _score(self, trained: Trained, seed: Seed) -> dict[str, Any]:
-        path = self.folder / f"seed{seed}" / "score.json"
-        of = {"weights": trained.made_from[-1].digest, "val_list": list_digest(self.val)}
-        of |= self._measuring()
-        known = distributed.on_main(lambda: read_json(path))
-        if known.get("of") == of:
-            return known["score"]
-        threads = max(1, self.session.train_config(seed or 0).workers)
-        score = measure(
-            trained, self.data.target, self.val, self.session.device, crf=self.crf, threads=threads
-        )
-        if seed is not None:
-            distributed.on_main(lambda: write_json(path, {"of": of, "score": score}))
+        trained = study.train(training)
+        of = {"val_list": list_digest(self.val)} | self._measuring
+        score = study.score(training, trained, "segmentation", of, lambda: self._measure(trained))
         refined = f", {score['crf']['miou']:.4f} with CRF" if self.crf else ""
         who = "these weights" if seed is None else f"seed {seed}"
         say(f"{who}: mIoU {score['miou']:.4f}{refined} over {len(self.val):,} images")
-        return score
+        return Measured.of(trained, score)
 
-    def write(
-        self,
-        artifacts: Mapping[Seed, Artifact],
-        found: Mapping[Seed, _Found],
-        scores: Mapping[Seed, dict[str, Any]],
-    ) -> None:
-        """The weights artifacts and ``result.json``; by the first process."""
-        session, target = self.session, self.data.target
-        initial = session.initial.name if session.initial else None
-        known = summary(scores, target.classes, self.crf)
-        known |= {"settings": self.settings, "images": len(self.val), "initial_weights": initial}
-        write_json(self.folder / "result.json", known)
-        config = {
-            "stage": session.stage,
-            "recipe": asdict(session.recipe),
-            "target": target.name,
-            "classes": ["background", *target.classes],
-        }
-        for seed, artifact in artifacts.items():
-            made_from = [*found[seed].made_from, *self.ingredients]
-            artifact.complete(
-                write_weights(
-                    artifact.folder, found[seed].weights, config, settings=artifact.settings
-                ),
-                provenance(
-                    session.stage,
-                    session.environment,
-                    made_from,
-                    seed=seed,
-                    selection=None if seed is None else SELECTION,
-                ),
-                stated(scores, seed, target.classes, self.val, initial, self.crf),
+    def _measure(self, trained: Trained) -> Score:
+        crf = self.crf
+
+        def predict(rgb: np.ndarray) -> Predicted:
+            logits = trained.method.logits(trained.network, rgb)
+            refine = None if crf is None else partial(crf.labels, logits.cpu(), rgb)
+            return decide(logits), refine
+
+        return measure_segmentation(
+            self.data.target,
+            self.val,
+            predict,
+            self.session.device,
+            title="measuring mIoU" + (f" without and with CRF {crf.preset}" if crf else ""),
+            refines=crf is not None,
+            threads=max(1, self.session.train_config(0).workers),
+        )
+
+    def write_result(self, scores: Mapping[Seed, Score]) -> dict[str, Any]:
+        """``result.json``: mean and standard error over the seeds, and each seed's own scores."""
+        found = summary(scores, self.data.target.classes, self.crf)
+        initial = self._initial
+        settings = self._all_settings
+        known = {"settings": settings, "images": len(self.val), "initial_weights": initial}
+        write_json(self.folder / "result.json", found | known)
+        return found
+
+    @property
+    def _initial(self) -> str | None:
+        return self.session.initial.name if self.session.initial else None
+
+    def stated(self, scores: Mapping[Seed, Score], seed: Seed) -> list[Result]:
+        """What the manifest of one seed's weights states, with the same again of a CRF's labels."""
+        of = (seed, self.data.target.classes, self.val)
+        found = segmentation_results(scores, *of, initial=self._initial)
+        if self.crf is not None:
+            note = f"CRF {self.crf.preset}"
+            found += segmentation_results(
+                with_crf(scores), *of, initial=self._initial, crf=True, note=note
             )
-
-    def _trained_on(self) -> list[TrainedOn]:
-        if self.name != GROUND_TRUTH or self.options.weights is not None:
-            return []
-        images = len(self.data.image_ids)
-        return [TrainedOn(dataset=self.options.target, images=images, supervision="pixel masks")]
+        return found
 
 
 def _ground_truth(labels: Maps, ids: Sequence[str], target: Target) -> Ingredient:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from stages import seg
 from stages.runtime.densecrf import DEEPLAB, SSNET, densecrf
 from stages.runtime.images import caffe_bgr
-from stages.seg._measure import Crf
+from stages.seg._crf import Crf
 from stages.seg.deeplabv2 import (
     IGNORE,
     MEAN_BGR,
