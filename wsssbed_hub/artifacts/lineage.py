@@ -1,9 +1,10 @@
-"""What was made from what, followed through the manifests: the provenance tree of an artifact."""
+"""Lineage: what an artifact was made from, followed through the manifests, and the tree of it."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
@@ -34,6 +35,7 @@ ROLES = {
 }
 MISSING = "not in any registry here"
 CIRCLE = "made from itself, if its manifest is right"
+UNSURE = "which version it was is not stated; this is the latest"
 TOO_DEEP = f"what it was made from is left out: the tree is {DEEPEST} levels deep"
 TOO_MANY = f"what else there is is left out: the tree has {MOST} artifacts"
 
@@ -67,6 +69,35 @@ class Node(Model):
             yield from node.walk()
 
 
+@dataclass
+class Ancestor:
+    """What something was made from: an artifact, or a file; how far its manifest is known."""
+
+    part: Ingredient | Key | None
+    """How what was made of it names it; of a training's data, the key alone. None at the root."""
+    key: Key | None
+    """With the version, if the manifest is known; None for a file."""
+    entry: tuple[Manifest, Chosen] | None = None
+    remark: str | None = None
+    """Why the branch ends here although there should be more, or what is in doubt."""
+    made_from: list[Ancestor] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Ancestor]:
+        """This one and everything that it was made from."""
+        yield self
+        for ancestor in self.made_from:
+            yield from ancestor.walk()
+
+
+def trace(manifest: Manifest, chosen: Chosen, find: FindManifest) -> Ancestor:
+    """All that an entry was made from, at most ``DEEPEST`` levels and ``MOST`` things.
+
+    ``find`` gives the manifest of a key; where it gives None or raises a HubError that branch ends,
+    and says why.
+    """
+    return _Tracer(find).entry(None, manifest, chosen, ())
+
+
 def provenance_tree(
     manifest: Manifest,
     find: FindManifest,
@@ -74,74 +105,58 @@ def provenance_tree(
     target: str | None = None,
     version: Version | None = None,
 ) -> Node:
-    """The tree below the entry that ``manifest.choose(target, version)`` gives.
+    """The tree that ``trace`` finds from the entry that ``manifest.choose(target, version)`` gives.
 
-    ``find`` gives the manifest of a key; where it gives None or raises a HubError that branch ends,
-    and says why. Raises UsageError if ``manifest`` has no such version or target.
+    Raises UsageError if ``manifest`` has no such version or target.
     """
-    return _Builder(find).node(manifest, manifest.choose(target, version), ())
+    return _node(trace(manifest, manifest.choose(target, version), find))
 
 
-class _Builder:
+class _Tracer:
     def __init__(self, find: FindManifest) -> None:
         self._find = find
-        self._left = MOST
+        self._left = MOST - 1
 
-    def node(
-        self, manifest: Manifest, chosen: Chosen, above: tuple[Key, ...], remark: str | None = None
-    ) -> Node:
-        version, target, entry = chosen
-        key = manifest.parsed_key.at(version)
-        self._left -= 1
-        made_from: list[Node] = []
-        if key in above:
-            remark = CIRCLE
-        elif len(above) >= DEEPEST:
-            remark = TOO_DEEP if _parts(manifest, entry) else remark
+    def entry(
+        self,
+        part: Ingredient | Key | None,
+        manifest: Manifest,
+        chosen: Chosen,
+        below: tuple[Key, ...],
+        remark: str | None = None,
+    ) -> Ancestor:
+        key = manifest.parsed_key.at(chosen.version)
+        found = Ancestor(part, key, (manifest, chosen), remark)
+        parts = _parts(manifest, chosen.entry)
+        if key in below:
+            found.remark = CIRCLE
+        elif len(below) >= DEEPEST:
+            found.remark = TOO_DEEP if parts else remark
         else:
-            for part in _parts(manifest, entry):
+            for one in parts:
                 if self._left <= 0:
-                    remark = TOO_MANY
+                    found.remark = TOO_MANY
                     break
-                made_from.append(self._part(part, target, (*above, key)))
-        return Node(
-            role=ROLES[manifest.kind],
-            name=str(key),
-            target=target,
-            digest=entry.content,
-            remark=remark,
-            facts=_facts(manifest, chosen),
-            links=_links(manifest, entry),
-            made_from=made_from,
-        )
-
-    def _part(self, part: Ingredient | Key, target: str, above: tuple[Key, ...]) -> Node:
-        """An ingredient of a provenance, or a key of which nothing but the name is known."""
-        if isinstance(part, Key):
-            leaf = Node(role="trained with", name=str(part))
-            key = part
-        else:
-            role = part.role.replace("-", " ")
-            leaf = Node(role=role, name=part.key or part.file or "", digest=part.digest)
-            if part.key is None:
                 self._left -= 1
-                return leaf
-            key = Key.parse(part.key)
-        found = self._look(key, target)
-        if isinstance(found, str):
-            self._left -= 1
-            return leaf.model_copy(update={"remark": found})
-        manifest, chosen = found
-        if leaf.digest not in (None, chosen.entry.content):
-            self._left -= 1
-            doubt = f"the manifest of {key} gives another digest: {chosen.entry.content}"
-            return leaf.model_copy(update={"remark": doubt})
-        unsure = (
-            "which version it was is not stated; this is the latest" if not key.version else None
-        )
-        return self.node(manifest, chosen, above, unsure)
+                found.made_from.append(self._part(one, chosen.target, (*below, key)))
+        return found
 
-    def _look(self, key: Key, target: str) -> tuple[Manifest, Chosen] | str:
+    def _part(self, part: Ingredient | Key, target: str, below: tuple[Key, ...]) -> Ancestor:
+        """An ingredient of a provenance, or a key of which nothing but the name is known."""
+        name = part if isinstance(part, Key) else part.key
+        if name is None:
+            return Ancestor(part, None)
+        key = name if isinstance(name, Key) else Key.parse(name)
+        found = self._look_up(key, target)
+        if isinstance(found, str):
+            return Ancestor(part, key, remark=found)
+        manifest, chosen = found
+        if isinstance(part, Ingredient) and part.digest != chosen.entry.content:
+            doubt = f"the manifest of {key} gives another digest: {chosen.entry.content}"
+            return Ancestor(part, key, remark=doubt)
+        return self.entry(part, manifest, chosen, below, None if key.version else UNSURE)
+
+    def _look_up(self, key: Key, target: str) -> tuple[Manifest, Chosen] | str:
         """The manifest of ``key`` and its entry over ``target``, or why there is none."""
         try:
             manifest = self._find(key)
@@ -160,6 +175,26 @@ class _Builder:
         if manifest.kind == "weights" and len(covered) == 1:
             return manifest, covered[0]  # trained on one dataset, used over another
         return f"its manifest here has nothing over {target}"
+
+
+def _node(found: Ancestor) -> Node:
+    if found.entry is None:
+        part = found.part
+        if not isinstance(part, Ingredient):
+            return Node(role="trained with", name=str(part), remark=found.remark)
+        role, name = part.role.replace("-", " "), part.key or part.file or ""
+        return Node(role=role, name=name, digest=part.digest, remark=found.remark)
+    manifest, chosen = found.entry
+    return Node(
+        role=ROLES[manifest.kind],
+        name=str(found.key),
+        target=chosen.target,
+        digest=chosen.entry.content,
+        remark=found.remark,
+        facts=_facts(manifest, chosen),
+        links=_links(manifest, chosen.entry),
+        made_from=[_node(ancestor) for ancestor in found.made_from],
+    )
 
 
 def _parts(manifest: Manifest, entry: Entry) -> list[Ingredient | Key]:

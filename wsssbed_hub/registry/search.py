@@ -8,18 +8,18 @@ whatever they were made from, as far as the manifests at hand say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from wsssbed_hub.artifacts.keys import KINDS, Key
-from wsssbed_hub.artifacts.manifest import Chosen, Entry, Manifest, Supervision
+from wsssbed_hub.artifacts.lineage import trace
+from wsssbed_hub.artifacts.manifest import Chosen, Manifest, Supervision
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 SUPERVISIONS: tuple[str, ...] = get_args(Supervision)
 _PAPER = "paper-"  # sal/paper-eps: maps as a paper's authors distribute them
 _SOD_STAGE = "sod-"
-_DEEPEST = 12  # as in ``tree``
 
 # How much it says that a word stands there: the whole key, a part of it, the method, and so on.
 _WHOLE, _PART, _KEY, _METHOD, _TITLE, _FACT, _PAPER_TEXT = 100, 50, 40, 30, 20, 10, 5
@@ -110,9 +110,8 @@ class Filters:
 def find_all(manifests: Iterable[Manifest]) -> list[Found]:
     """A row for each key and target, ordered by key and target."""
     known = {manifest.key: manifest for manifest in manifests}
-    lineage = _Lineage(known)
     return [
-        _found(known[key], known[key].choose(target), lineage)
+        _found(known, known[key], known[key].choose(target))
         for key in sorted(known)
         for target in known[key].targets()
     ]
@@ -145,59 +144,18 @@ def explain(found: Sequence[Found], words: Sequence[str]) -> str:
     return f"Nothing has all of these words. Artifacts with each: {alone}."
 
 
-class _Lineage:
-    """What artifacts were made from, as far as the manifests ``known`` say."""
-
-    def __init__(self, known: dict[str, Manifest]):
-        self._known = known
-
-    def above(self, manifest: Manifest, entry: Entry, target: str) -> list[Key]:
-        """The keys that an entry was made from, and those that they were made from, and so on."""
-        seen: dict[Key, None] = {}
-        level = [(manifest, entry)]
-        for _ in range(_DEEPEST):
-            fresh = {key for pair in level for key in _parents(*pair)} - seen.keys()
-            seen |= dict.fromkeys(sorted(fresh, key=str))
-            level = [pair for key in fresh for pair in self._entry(key, target)]
-        return list(seen)
-
-    def _entry(self, key: Key, target: str) -> Iterator[tuple[Manifest, Entry]]:
-        manifest = self._known.get(str(key.unversioned))
-        if manifest is not None:
-            try:
-                yield manifest, manifest.choose(target, key.version).entry
-            except UsageError:
-                return
-
-    def saliency(self, key: Key) -> set[str]:
-        """What a saliency goes by: its name, SOD model and SOD datasets."""
-        name = key.name.removeprefix(_SOD_STAGE) if key.kind == "weights" else key.name
-        model, _, dataset = ("", "", "") if name.startswith(_PAPER) else name.partition("-")
-        names = {name, model, dataset}
-        manifest = self._known.get(str(key.unversioned))
-        if manifest is not None:
-            names.add(manifest.method.name.lower())
-            names |= {item.dataset for item in manifest.trained_on if item.dataset}
-        return names - {""}
-
-    def method(self, key: Key) -> str | None:
-        manifest = self._known.get(str(key.unversioned))
-        return None if manifest is None else manifest.method.name
-
-
-def _parents(manifest: Manifest, entry: Entry) -> Iterator[Key]:
-    yield from map(Key.parse, manifest.trained_with)
-    for item in entry.provenance.made_from if entry.provenance else ():
-        if item.key is not None:
-            yield Key.parse(item.key)
-
-
-def _found(manifest: Manifest, chosen: Chosen, lineage: _Lineage) -> Found:
+def _found(known: dict[str, Manifest], manifest: Manifest, chosen: Chosen) -> Found:
     version, target, entry = chosen
-    above = [manifest.parsed_key, *lineage.above(manifest, entry, target)]
-    saliencies = [key for key in above if _is_saliency(key)]
+
+    def find(key: Key) -> Manifest | None:
+        return known.get(str(key.unversioned))
+
+    lineage = trace(manifest, chosen, find)
+    keys = list(dict.fromkeys(one.key.unversioned for one in lineage.walk() if one.key))
+    saliencies = [key for key in keys if _is_saliency(key)]
     names = [key.name.removeprefix(_SOD_STAGE) for key in saliencies]
-    methods = [manifest.method.name, *(lineage.method(key) for key in above if key.kind == "cam")]
+    made_from = [find(key) for key in keys if key.kind == "cam"]
+    methods = [manifest.method.name, *(cam.method.name for cam in made_from if cam is not None)]
     items = [item for item in manifest.trained_on if item.target in (None, target)]
     row = Row(
         key=manifest.key,
@@ -213,8 +171,19 @@ def _found(manifest: Manifest, chosen: Chosen, lineage: _Lineage) -> Found:
         images=entry.images,
         size=entry.size if entry.files else None,
     )
-    sods = frozenset(name for key in saliencies for name in lineage.saliency(key))
-    return Found(row, sods, frozenset(_plain(name) for name in methods if name))
+    sods = frozenset(name for key in saliencies for name in _names(key, find(key)))
+    return Found(row, sods, frozenset(map(_plain, methods)))
+
+
+def _names(key: Key, manifest: Manifest | None) -> set[str]:
+    """What a saliency goes by: its name, SOD model and SOD datasets."""
+    name = key.name.removeprefix(_SOD_STAGE) if key.kind == "weights" else key.name
+    model, _, dataset = ("", "", "") if name.startswith(_PAPER) else name.partition("-")
+    names = {name, model, dataset}
+    if manifest is not None:
+        names.add(manifest.method.name.lower())
+        names |= {item.dataset for item in manifest.trained_on if item.dataset}
+    return names - {""}
 
 
 def _is_saliency(key: Key) -> bool:
