@@ -20,11 +20,11 @@ from stages.runtime.provenance import machine, provenance
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.datasets import Target, open_target
 from wsssbed_hub.evaluation.labelling import (
-    choose_threshold,
     ingredient,
     label_artifact,
     label_settings,
 )
+from wsssbed_hub.evaluation.thresholds import choose_threshold
 from wsssbed_hub.registry.open_artifact import Maps
 
 CARD = manifest.Method(

@@ -30,7 +30,7 @@ from wsssbed_hub.artifacts.manifest import (
 from wsssbed_hub.artifacts.maps import Sizes
 from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.artifacts.parquet import ParquetMaps
-from wsssbed_hub.artifacts.shard_writer import Written, differences
+from wsssbed_hub.artifacts.shard_writer import Written, require_same
 from wsssbed_hub.artifacts.weights import CONFIG, MODEL, read_config, weights_digest
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_folder, write_whole
@@ -195,11 +195,8 @@ def finished(
     if image_ids is not None:
         there["image_list"] = entry.image_list
         wanted["image_list"] = list_digest(image_ids)
-    if there != wanted:
-        raise HubError(
-            f"{folder} holds {manifest.key}@{number} over {target} made with other settings "
-            f"({differences(there, wanted)}). Choose another folder or another version."
-        )
+    what = f"{folder} holds {manifest.key}@{number} over {target}"
+    require_same(there, wanted, what, "Choose another folder or another version.")
     for file in entry.files:
         check_size(folder, file)
     return entry

@@ -163,15 +163,19 @@ def _settle(partial: Path, wanted: dict[str, Any]) -> None:
         if not path.exists():
             write_whole(path, json.dumps(wanted, indent=2, sort_keys=True).encode())
         there = json.loads(path.read_text())
+    advice = f"Remove {partial} to begin again, or choose another folder."
+    require_same(there, wanted, f"{partial.parent} holds unfinished maps", advice)
+
+
+def require_same(
+    there: Mapping[str, Any], wanted: Mapping[str, Any], what: str, advice: str
+) -> None:
+    """Raises HubError unless ``what`` was made with the settings that are ``wanted`` now."""
     if there != wanted:
-        raise HubError(
-            f"{partial.parent} holds unfinished maps made with other settings "
-            f"({differences(there, wanted)}). Remove {partial} to begin again, or choose another "
-            "folder."
-        )
+        raise HubError(f"{what} made with other settings ({_differences(there, wanted)}). {advice}")
 
 
-def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """``tau: 0.3 there, 0.5 now`` for whatever differs between two JSON objects."""
     found = []
     for name in sorted({*there, *wanted}):
@@ -179,7 +183,7 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found.append(differences(old, new))
+            found.append(_differences(old, new))
         else:
             found.append(f"{name}: {json.dumps(old)} there, {json.dumps(new)} now")
     return "; ".join(found)

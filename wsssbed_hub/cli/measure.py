@@ -73,7 +73,8 @@ def label(
 
     Stopped, it goes on where it was. A folder with labels of other settings is an error.
     """
-    from wsssbed_hub.evaluation.labelling import choose_threshold, label_artifact
+    from wsssbed_hub.evaluation.labelling import label_artifact
+    from wsssbed_hub.evaluation.thresholds import choose_threshold
 
     activations = _open_maps(cam, target, registry, "cam")
     saliency = None if sal is None else _open_maps(sal, target, registry, "sal")

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from wsssbed_hub.artifacts.digests import content_digest, image_digest, list_digest
-from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import Ingredient, Threshold
 from wsssbed_hub.artifacts.maps import Maps, check_image_id
 from wsssbed_hub.artifacts.png_codec import check_png, decode_png, encode_png
-from wsssbed_hub.artifacts.shard_writer import Written, differences, write_maps
-from wsssbed_hub.evaluation.curves import Criterion, ThresholdCurve, require_ids, threshold_curve
-from wsssbed_hub.evaluation.pseudo_label import check_settings, pseudo_label, published
+from wsssbed_hub.artifacts.shard_writer import Written, require_same, write_maps
+from wsssbed_hub.evaluation.curves import require_ids
+from wsssbed_hub.evaluation.pseudo_label import check_settings, pseudo_label
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import atomic_folder, expect_trouble, write_whole
 from wsssbed_hub.utils.progress import Progress
@@ -31,112 +30,16 @@ SETTINGS = "settings.json"
 
 
 class Labels(NamedTuple):
-    """What ``label_artifact`` made: how many labels, their content digest, and (for Parquet) the
-    shards that wait for ``keyfolder.complete``."""
+    """The result of ``label_artifact``: how many labels, their content digest, and (for Parquet)
+    the shards that wait for ``key_folder.complete``."""
 
     images: int
     content: str
     written: Written | None
 
 
-def resolve_threshold(
-    cam_key: str | Key | None,
-    *,
-    saliency: bool,
-    tau: float | None = None,
-    curve: ThresholdCurve | None = None,
-    split: str | None = None,
-    criterion: Criterion = "miou_ignored_missed",
-) -> Threshold:
-    """The tau to label with, and where it came from.
-
-    That is ``tau`` if it is given; else the best of ``curve``, which was measured on the ground
-    truth of ``split``; else what was published for the method that ``cam_key`` names
-    (``cam/eps-vst-duts``: eps). ``cam_key`` is None for maps that have no key. ``saliency``:
-    whether saliency maps take part in labelling.
-
-    Raises UsageError for a tau outside [0, 1], for a tau and a curve together, for a curve without
-    its split, for a curve or a published tau of labels that are made the other way (with or
-    without saliency), and if nothing was published.
-    """
-    if tau is not None and curve is not None:
-        raise UsageError("A tau is given and a curve is to be read: choose one of the two.")
-    if tau is not None:
-        check_settings(tau, 0, "paper")
-        return Threshold(tau=tau, origin="given")
-    if curve is not None:
-        if split is None:
-            raise UsageError("Name the split on whose ground truth the curve was measured.")
-        _check_way(curve.sal_threshold is not None, saliency, "The curve")
-        return Threshold(tau=curve.best_tau(criterion), origin="curve", split=split)
-    if cam_key is None:
-        raise UsageError(
-            "Activation maps without a key have no published threshold. Give a tau, or read one "
-            "off a curve."
-        )
-    default = published(cam_key)
-    _check_way(default.saliency, saliency, f"The published tau of {cam_key}, {default.tau},")
-    return Threshold(tau=default.tau, origin="published")
-
-
-def _check_way(with_saliency: bool, wanted: bool, what: str) -> None:
-    if with_saliency != wanted:
-        one, other = ("with", "without") if with_saliency else ("without", "with")
-        raise UsageError(
-            f"{what} is for labels {one} saliency maps, and these are to be made {other} them. "
-            f"Label {one} saliency maps, give a tau, or read one off a curve of such labels."
-        )
-
-
-def choose_threshold(
-    cam: Maps,
-    sal: Maps | None,
-    *,
-    tau: float | None,
-    tau_from: str,
-    target: str,
-    data_root: Path,
-    rule: Rule = "paper",
-    sal_threshold: float = 0.2,
-    progress: Progress | None = None,
-) -> Threshold:
-    """``resolve_threshold`` as people ask for it: ``--tau``, or ``--tau-from`` where to take it.
-
-    ``tau_from`` is ``published``, or ``curve:SPLIT``: then the curve of these maps is measured on
-    that split of ``target``, whose files are below ``data_root``.
-
-    Raises UsageError as ``resolve_threshold`` does and for another ``tau_from``; HubError if the
-    curve cannot be measured.
-    """
-    source, _, split = tau_from.partition(":")
-    if tau_from != "published" and not (source == "curve" and split):
-        raise UsageError(
-            f"tau cannot be taken from {tau_from!r}, only from 'published' or from 'curve:SPLIT', "
-            "such as curve:train."
-        )
-    if tau_from == "published":
-        return resolve_threshold(cam.key, saliency=sal is not None, tau=tau)
-    if tau is not None:
-        raise UsageError(
-            f"tau is given, and is to be taken from {tau_from}: choose one of the two."
-        )
-    from wsssbed_hub.datasets import open_target
-
-    dataset = open_target(target, data_root)
-    curve = threshold_curve(
-        cam,
-        dataset.ground_truth(split),
-        sal,
-        num_classes=dataset.num_classes,
-        sal_threshold=sal_threshold,
-        rule=rule,
-        progress=progress,
-    )
-    return resolve_threshold(cam.key, saliency=sal is not None, curve=curve, split=split)
-
-
 def ingredient(maps: Maps) -> Ingredient:
-    """What provenance says of ``maps``: role (their kind), key or file name, content digest.
+    """The entry for ``maps`` in a provenance: role (their kind), key or file name, content digest.
 
     The digest is the one that their manifest states; without a manifest all maps are decoded.
     """
@@ -202,7 +105,7 @@ def label_artifact(
     ``png``: ``out`` becomes a folder of palette PNGs in VOC colours, ``{image_id}.png``, and
     ``settings.json``, the settings (see ``label_settings``) and the content digest. It appears when
     it is complete; until then the labels lie in ``.<name>.partial`` beside it. ``parquet``: shards
-    are made in ``out``, for ``keyfolder.complete`` to turn into a version of a key; the settings
+    are made in ``out``, for ``key_folder.complete`` to turn into a version of a key; the settings
     become the recipe in its provenance.
 
     A run that was killed goes on with the labels that are missing. ``ingredients`` default to
@@ -283,7 +186,7 @@ def _write_pngs(
     with expect_trouble(out.parent), atomic_folder(out, resume=True) as unfinished:
         if unfinished is None:
             return _compare_finished(out, ids, settings)
-        _settle(unfinished, settings)
+        _claim_folder(unfinished, settings)
         labels = _fill(unfinished, ids, produce, progress)
         record = {"settings": settings, "content": labels.content}
         write_whole(unfinished / SETTINGS, _json(record))
@@ -298,7 +201,7 @@ def _compare_finished(out: Path, ids: list[str], settings: dict[str, Any]) -> La
             f"{out} is there already, and nothing says how it was made. Choose another folder."
         )
     record = _read_record(out)
-    _compare(record["settings"], settings, f"{out} holds labels", "Choose another folder.")
+    require_same(record["settings"], settings, f"{out} holds labels", "Choose another folder.")
     there = {path.name for path in out.iterdir() if path.name[0] != "."} - {SETTINGS}
     wrong = sorted(there ^ {f"{image_id}.png" for image_id in ids})
     if wrong:
@@ -312,13 +215,13 @@ def _compare_finished(out: Path, ids: list[str], settings: dict[str, Any]) -> La
     return Labels(len(ids), record["content"], None)
 
 
-def _settle(unfinished: Path, settings: dict[str, Any]) -> None:
+def _claim_folder(unfinished: Path, settings: dict[str, Any]) -> None:
     """Writes down what ``unfinished`` is for, or compares it with what is written there."""
     if not (unfinished / SETTINGS).exists():
         write_whole(unfinished / SETTINGS, _json({"settings": settings}))
     there = _read_record(unfinished)["settings"]
     advice = f"Remove {unfinished} to begin again, or choose another folder."
-    _compare(there, settings, f"{unfinished} holds unfinished labels", advice)
+    require_same(there, settings, f"{unfinished} holds unfinished labels", advice)
     for path in unfinished.iterdir():
         if path.name.endswith(".tmp"):
             path.unlink()  # a killed run was writing it
@@ -358,11 +261,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise HubError(f"{path} is damaged: it does not say how the labels were made. Remove {folder}.")
-
-
-def _compare(there: dict[str, Any], wanted: dict[str, Any], what: str, advice: str) -> None:
-    if there != wanted:
-        raise HubError(f"{what} made with other settings ({differences(there, wanted)}). {advice}")
 
 
 def _json(record: dict[str, Any]) -> bytes:

@@ -18,14 +18,24 @@ Convention = Literal["stream", "crf_scores", "jsws", "voc"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 
-def class_iou(confusion: np.ndarray, missed: np.ndarray | None = None) -> np.ndarray:
-    """IoU of each class: float64[..., C + 1], NaN where a class has no pixel at all.
+def class_iou(
+    confusion: np.ndarray,
+    missed: np.ndarray | None = None,
+    convention: Convention = "stream",
+) -> np.ndarray:
+    """IoU of each class: float64[..., C + 1]. A class without any pixel has NaN, by ``jsws`` 0.
 
     ``confusion``: int64[..., C + 1, C + 1], row truth, column prediction. ``missed``:
     int64[..., C + 1], pixels of each true class that were given no class; they are in the union.
+    Raises UsageError for an unknown convention, see ``mean_iou``.
     """
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return ratio(hit, _truth(confusion, missed) + confusion.sum(axis=-2) - hit)
+    if convention not in CONVENTIONS:
+        raise UsageError(
+            f"There is no convention {convention!r} for mIoU. Choose one of "
+            f"{', '.join(CONVENTIONS)}."
+        )
+    iou = ratio(_intersection(confusion), _union(confusion, missed))
+    return np.nan_to_num(iou) if convention == "jsws" else iou
 
 
 def mean_iou(
@@ -39,7 +49,7 @@ def mean_iou(
         The benchmark's own (WSSS-BED release, StreamSegMetrics): classes with neither a true nor
         a predicted pixel are left out. NaN if that leaves none.
     ``crf_scores``
-        What the release reports after DenseCRF: only classes that occur in the truth.
+        The release's after DenseCRF: only classes that occur in the truth.
     ``jsws``
         SSNet's program: a class without any pixel has IoU 0 and counts. (It adds 1e-10 to each
         union to get there; we do not, so other values differ by less than 1e-10.)
@@ -48,18 +58,20 @@ def mean_iou(
 
     Where every class occurs in the truth, as on the whole of VOC or COCO val, the four agree.
     """
-    iou = class_iou(confusion, missed)
-    if convention == "voc":
-        return iou.mean(axis=-1)
-    if convention == "jsws":
-        return np.nan_to_num(iou).mean(axis=-1)
+    iou = class_iou(confusion, missed, convention)
     if convention == "stream":
         return _mean(iou, ~np.isnan(iou))
     if convention == "crf_scores":
         return _mean(iou, _truth(confusion, missed) > 0)
-    raise UsageError(
-        f"There is no convention {convention!r} for mIoU. Choose one of {', '.join(CONVENTIONS)}."
-    )
+    return iou.mean(axis=-1)
+
+
+def _intersection(confusion: np.ndarray) -> np.ndarray:
+    return np.diagonal(confusion, axis1=-2, axis2=-1)
+
+
+def _union(confusion: np.ndarray, missed: np.ndarray | None) -> np.ndarray:
+    return _truth(confusion, missed) + confusion.sum(axis=-2) - _intersection(confusion)
 
 
 def _truth(confusion: np.ndarray, missed: np.ndarray | None) -> np.ndarray:
@@ -88,7 +100,7 @@ class SegmentationScore:
     program does; by default that is an error.
 
     ``confusion`` (int64[C + 1, C + 1], row truth, column prediction), ``missed`` (int64[C + 1]) and
-    ``images`` are what was seen so far.
+    ``images`` are the counts so far.
     """
 
     def __init__(
@@ -161,6 +173,16 @@ class SegmentationScore:
             )
 
     @property
+    def intersection(self) -> np.ndarray:
+        """int64[C + 1]: pixels of each class that are right."""
+        return _intersection(self.confusion)
+
+    @property
+    def union(self) -> np.ndarray:
+        """int64[C + 1]: pixels whose truth or prediction is the class."""
+        return _union(self.confusion, self.missed)
+
+    @property
     def class_iou(self) -> np.ndarray:
         """float64[C + 1], NaN for a class without any pixel."""
         return class_iou(self.confusion, self.missed)
@@ -172,7 +194,7 @@ class SegmentationScore:
     @property
     def pixel_accuracy(self) -> float:
         """Share of the pixels that are right; NaN without pixels."""
-        return float(ratio(np.trace(self.confusion), self._truth.sum()))
+        return float(ratio(self.intersection.sum(), self._truth.sum()))
 
     @property
     def mean_accuracy(self) -> float:
@@ -196,10 +218,11 @@ class SegmentationScore:
 
     @property
     def _recall(self) -> np.ndarray:
-        return ratio(np.diagonal(self.confusion), self._truth)
+        return ratio(self.intersection, self._truth)
 
     def as_dict(self, convention: Convention = "stream") -> dict[str, Any]:
         """The measures as JSON has them: fractions, and null where there is nothing to divide."""
+        by_class = class_iou(self.confusion, self.missed, convention)
         measures = {
             "miou": self.mean_iou(convention),
             "pixel_accuracy": self.pixel_accuracy,
@@ -211,7 +234,7 @@ class SegmentationScore:
             "images": self.images,
             "convention": convention,
             **{name: or_none(value) for name, value in measures.items()},
-            "class_iou": [or_none(value) for value in self.class_iou],
+            "class_iou": [or_none(value) for value in by_class],
         }
 
 

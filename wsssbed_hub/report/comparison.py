@@ -17,9 +17,9 @@ from wsssbed_hub.artifacts.manifest import Manifest, Threshold
 from wsssbed_hub.artifacts.maps import Maps
 from wsssbed_hub.datasets import open_target
 from wsssbed_hub.evaluation.curves import ThresholdCurve, threshold_curve
-from wsssbed_hub.evaluation.labelling import resolve_threshold
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
+from wsssbed_hub.evaluation.thresholds import resolve_threshold
 from wsssbed_hub.registry.pull import open_registry
 from wsssbed_hub.report import (
     Node,
