@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,14 @@ class Options(OutputOptions):
     name: Annotated[
         str | None, typer.Option(help="Name of the key label/NAME.", show_default="CAM-SALIENCY")
     ] = None
+
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        yield from super().useless()
+        if self.sal is None:
+            because = "Without --sal no saliency decides what is labelled or ignored"
+            yield ["sal_threshold", "ignore"], because
+        if self.tau is not None:
+            yield ["tau_from"], "With --tau the threshold is known"
 
 
 def run(stage: str, options: Options) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -15,15 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from wsssbed_hub.artifacts.keys import Version
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
+from wsssbed_hub.utils.options import refuse
 
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
-Seeds = Annotated[
-    str | None,
-    typer.Option(
-        help="Several trainings, one per seed, as in 0,1,2.", show_default="that of --seed"
-    ),
-]
-"""For stages that measure what they train: ``measures.seeds_of`` reads it."""
+_OF_TRAINING = {"init", "seed", "seeds", "steps", "epochs", "batch_size", "amp", "checkpoint_every"}
 
 OptionsType = TypeVar("OptionsType", bound="OutputOptions")
 
@@ -56,6 +51,10 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         Version.parse(self.version)
+
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        """Fields that change nothing beside the other ones, and why; to give them is a mistake."""
+        yield from ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +115,28 @@ class TrainOptions(OutputOptions):
         float, typer.Option(min=0, help="Seconds between checkpoints.", metavar="SECONDS")
     ] = 600.0
 
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        yield from super().useless()
+        if self.weights is not None:
+            yield _OF_TRAINING, "With --weights nothing is trained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralTrainings(TrainOptions):
+    """For stages that measure what they train: ``measures.seeds_of`` reads ``seeds``."""
+
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Several trainings, one per seed, as in 0,1,2.", show_default="that of --seed"
+        ),
+    ] = None
+
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        yield from super().useless()
+        if self.seeds is not None:
+            yield ["seed"], "--seeds names every seed"
+
 
 def command(
     options: type[OptionsType],
@@ -130,24 +151,37 @@ def command(
     ``run`` gets a function that makes an instance and returns the exit code.
     """
 
-    def invoke(**values: Any) -> None:
-        raise typer.Exit(run(lambda: options(**values)))
+    def invoke(context: typer.Context, **values: Any) -> None:
+        def understood() -> OptionsType:
+            made = options(**values)
+            for names, because in made.useless():
+                refuse(context, names, because)
+            return made
+
+        raise typer.Exit(run(understood))
 
     hints = get_type_hints(options, include_extras=True)
     own = inspect.get_annotations(options)
     ordered = sorted(fields(options), key=lambda field: field.name not in own)
+    context = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
     invoke.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in ordered
+            context,
+            *(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                    annotation=hints[field.name],
+                )
+                for field in ordered
+            ),
         ]
     )
     invoke.__annotations__ = {field.name: hints[field.name] for field in ordered}
+    invoke.__annotations__["context"] = typer.Context
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, help=title, epilog=epilog)(invoke)
     return app
@@ -166,7 +200,7 @@ def choose_recipe(
 
     ``assignments`` are ``field=value``. The others set the fields of their names; a recipe with
     ``steps`` and ``epochs`` goes by the epochs if its steps are 0. Raises UsageError for unknown
-    names and for values that are not of the field's type.
+    names, for values that are not of the field's type, and for two that say the same thing.
     """
     if name not in recipes:
         raise UsageError(
@@ -175,7 +209,12 @@ def choose_recipe(
         )
     recipe = recipes[name]
     known = {field.name for field in fields(recipe)}
-    changes = dict(_assignment(recipe, text) for text in assignments)
+    changes: dict[str, Any] = {}
+    for text in assignments:
+        field, value = _assignment(recipe, text)
+        if field in changes:
+            raise UsageError(f"--set gives {field} twice: choose one.")
+        changes[field] = value
     given = {"steps": steps, "epochs": epochs, "batch_size": batch_size}
     for field, value in given.items():
         if value is None:
@@ -185,8 +224,12 @@ def choose_recipe(
             others = sorted(known & given.keys())
             hint = f" It has {', '.join(others)}." if others else ""
             raise UsageError(f"{option}: this recipe has no {field}.{hint}")
+        if field in changes:
+            raise UsageError(f"{field} is given twice, with --set too: choose one.")
         changes[field] = value
-    if epochs is not None and steps is None and "steps" in known:
+    if "epochs" in changes and "steps" in known:
+        if changes.get("steps"):
+            raise UsageError("Steps and epochs both say how long the training is: choose one.")
         changes["steps"] = 0
     return replace(recipe, **changes), changes
 

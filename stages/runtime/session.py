@@ -83,7 +83,7 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
     )
     initial = None
     if options.weights is not None:
-        settings = _settings_of_weights(options, options.weights, changes)
+        settings = _settings_of_weights(options.recipe, options.weights, changes)
     else:
         initial = _initial_weights(method, recipe, options.init)
         fields = {name: value for name, value in asdict(recipe).items() if name != "initial"}
@@ -102,22 +102,10 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
     return Session(stage, options, device, environs, recipe, initial, settings)
 
 
-def _settings_of_weights(
-    options: TrainOptions, path: Path, changes: Mapping[str, Any]
-) -> dict[str, Any]:
-    training = {
-        "--init": options.init,
-        "--steps": options.steps,
-        "--epochs": options.epochs,
-        "--batch-size": options.batch_size,
-        "--amp": None if options.amp == "off" else options.amp,
-    }
-    useless = [name for name, value in training.items() if value is not None]
-    if useless:
-        raise UsageError(f"With --weights nothing is trained; leave {', '.join(useless)} out.")
+def _settings_of_weights(recipe: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise HubError(f"--weights {path}: there is no such file.")
-    return {"weights": file_digest(path), "recipe": {"name": options.recipe} | dict(changes)}
+    return {"weights": file_digest(path), "recipe": {"name": recipe} | dict(changes)}
 
 
 def _initial_weights(method: type[Method], recipe: Any, given: str | None) -> InitialWeights:

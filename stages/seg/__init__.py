@@ -21,9 +21,8 @@ from stages.runtime.artifacts import (
     list_ingredient,
     open_maps,
 )
-from stages.runtime.densecrf import PRESETS
 from stages.runtime.method import Method, Phase
-from stages.runtime.options import WHERE, Seeds, TrainOptions
+from stages.runtime.options import WHERE, SeveralTrainings
 from stages.runtime.progress import progress, say
 from stages.runtime.session import Session, setup
 from stages.runtime.study import (
@@ -42,7 +41,7 @@ from stages.runtime.study import (
     write_json,
 )
 from stages.runtime.training import Trained, locked
-from stages.seg._crf import NO_CRF, Crf, decide, summary, with_crf
+from stages.seg._crf import CRFS, NO_CRF, Crf, decide, summary, with_crf
 from wsssbed_hub.artifacts.digests import content_digest, image_digest, list_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, Result, TrainedOn
 from wsssbed_hub.datasets import Target, open_target
@@ -99,13 +98,12 @@ class SegMethod(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainOptions):
+class Options(SeveralTrainings):
     labels: Annotated[str, typer.Option(help=f"Labels to train on: {WHERE}, or `ground-truth`.")]
-    seeds: Seeds = None
     crf: Annotated[
         str | None,
         typer.Option(
-            help=f"Measure with this CRF too: {', '.join(PRESETS)}; or none. It takes as many "
+            help=f"Measure with this CRF too: {', '.join(CRFS)}; or none. It takes as many "
             "threads as there are --workers.",
             show_default="as published: deeplab on voc12",
         ),

@@ -15,6 +15,7 @@ from stages.runtime.study import VAL, Seed, mean_and_error
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 NO_CRF = "none"
+CRFS = [name for name in PRESETS if name != "dss"]  # which has two labels and its own unary
 _BGR = {"deeplab"}  # presets whose published program hands the CRF the image in that order
 
 
@@ -30,10 +31,10 @@ class Crf:
         """The CRF that an option names, None for ``none``. Raises UsageError for other names."""
         if name == NO_CRF:
             return None
-        if name not in PRESETS:
+        if name not in CRFS:
             raise UsageError(
-                f"--crf {name}: there are no such settings of a CRF.{did_you_mean(name, PRESETS)} "
-                f"Choose one of {', '.join(PRESETS)}, or {NO_CRF}."
+                f"--crf {name}: there are no such settings of a CRF.{did_you_mean(name, CRFS)} "
+                f"Choose one of {', '.join(CRFS)}, or {NO_CRF}."
             )
         return cls(name)
 

@@ -7,13 +7,14 @@ seed and setting, so settings share the trainings that they build on.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
 
-from stages.runtime.options import Seeds, TrainOptions
+from stages.runtime.options import SeveralTrainings
 from stages.runtime.session import setup
 from stages.runtime.study import seeds_of
 from stages.runtime.training import locked
@@ -29,7 +30,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainOptions):
+class Options(SeveralTrainings):
     data: Annotated[
         str | None,
         typer.Option(
@@ -45,13 +46,17 @@ class Options(TrainOptions):
             "and 6, or `all`: both tables, no artifacts."
         ),
     ] = "MM"
-    seeds: Seeds = None
     saliency_crf: Annotated[
         Literal["ssnet", "none"] | None,
         typer.Option(
             help="CRF that refines the saliency maps that are written.", show_default="ssnet"
         ),
     ] = None
+
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        yield from super().useless()
+        if self.setting == ALL:
+            yield ["version"], "--setting all makes tables and no artifact"
 
 
 def run(stage: str, method: type[Method], options: Options) -> None:

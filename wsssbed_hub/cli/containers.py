@@ -12,6 +12,7 @@ import typer
 
 from wsssbed_hub.cli.options import DATA_ROOT, AsJson, Registry, Target
 from wsssbed_hub.cli.output import print_table
+from wsssbed_hub.utils.options import refuse
 
 if TYPE_CHECKING:
     from wsssbed_hub.containers.command import Job
@@ -79,6 +80,10 @@ def run(
     placed = _placed(arguments or [], registry, cache)
     reference = image or default_image(stage, repository, version("wsssbed-hub"))
     looking = only_print or apptainer
+    if apptainer:
+        refuse(context, ["shm_size"], "Apptainer has the shared memory of the machine")
+    if image is not None:
+        refuse(context, ["repository"], "--image names the image")
     found = _engine(engine, apptainer, looking)
     job = _job(stage, reference, placed, found, gpus, looking=looking, elsewhere=apptainer)
     job = _replaced(
@@ -86,7 +91,8 @@ def run(
     )
     if apptainer and job.image.startswith("sha256:"):
         job = _replaced(job, image=f"docker-daemon:{reference}")  # never pushed: only docker has it
-    command = apptainer_command(job) if apptainer else engine_command(found or "docker", job)
+    found = found or engine or "docker"
+    command = apptainer_command(job) if apptainer else engine_command(found, job)
     folders = [str(folder) for folder in placed.folders if not folder.exists()]
     prepare = f"{shlex.join(['mkdir', '-p', *folders])}\n" if folders else ""
     typer.echo(prepare + shell(command), err=not looking)

@@ -11,6 +11,7 @@ import typer
 
 from wsssbed_hub.cli.options import DATA_ROOT, AsJson, DataRoot
 from wsssbed_hub.cli.output import note, print_table
+from wsssbed_hub.utils.options import refuse
 from wsssbed_hub.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def import_(
+    context: typer.Context,
     path: Annotated[
         Path,
         typer.Argument(
@@ -72,8 +74,10 @@ def import_(
     Missing images, wrong sizes, classes and values are named. With errors nothing is written.
     """
     from wsssbed_hub.artifacts.manifest import Method
-    from wsssbed_hub.review.import_maps import Card, Import, parse_trained_on, refuse
+    from wsssbed_hub.review.import_maps import Card, Import, parse_trained_on, raise_errors
 
+    if report_only:
+        refuse(context, ["measure"], "With --report-only no manifest is written")
     card = Card(
         Method(name=method, paper=paper, code=code, licence=method_licence),
         parse_trained_on(trained_on or []),
@@ -90,7 +94,7 @@ def import_(
         note(f"thumbnails drawn in {gallery}")
     if incoming.goal.target is None:
         note(incoming.goal.shortfall(data_root))
-    refuse(problems, path)
+    raise_errors(problems, path)
     if report_only:
         return
     folder = to or Path(incoming.key.repository)

@@ -11,6 +11,7 @@ import typer
 
 from wsssbed_hub.cli.options import DATA_ROOT, WHERE, AsJson, DataRoot, Registry
 from wsssbed_hub.cli.output import note, print_table
+from wsssbed_hub.utils.options import refuse
 from wsssbed_hub.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ RuleOption = Annotated[
 
 
 def label(
+    context: typer.Context,
     cam: Cam,
     to: Annotated[Path, typer.Option(help="Folder to write the labels to.")],
     sal: Sal = None,
@@ -75,6 +77,10 @@ def label(
     """
     from wsssbed_hub.evaluation.labelling import label_artifact
     from wsssbed_hub.evaluation.thresholds import choose_threshold
+
+    _refuse_settings_of_saliency(context, sal)
+    if tau is not None:
+        refuse(context, ["tau_from"], "With --tau the threshold is known")
 
     activations = _open_maps(cam, target, registry, "cam")
     saliency = None if sal is None else _open_maps(sal, target, registry, "sal")
@@ -111,7 +117,14 @@ def label(
     print_table(rows, as_json=as_json)
 
 
+def _refuse_settings_of_saliency(context: typer.Context, sal: str | list[str] | None) -> None:
+    if not sal:
+        names = ["sal_threshold", "ignore"]
+        refuse(context, names, "Without --sal no saliency decides what is labelled or ignored")
+
+
 def curve(
+    context: typer.Context,
     cam: Cam,
     sal: Annotated[
         list[str] | None,
@@ -127,6 +140,7 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """Score the labels of every threshold against the ground truth of a split, in one pass."""
+    _refuse_settings_of_saliency(context, sal)
     compared = _compare(
         "curve",
         cam,
@@ -278,6 +292,7 @@ def _score(
 
 @evaluate.command()
 def saliency(
+    context: typer.Context,
     maps: Annotated[str, typer.Argument(metavar="MAPS", help=f"Saliency maps: {WHERE}.")],
     target: TargetName = "voc12",
     split: Split = "train",
@@ -302,6 +317,7 @@ def saliency(
 
     truth: SaliencyTruth
     if masks is not None:
+        refuse(context, ["target", "split"], f"The masks of {masks} are the truth")
         truth = Masks(open_sod_dataset(masks, data_root))
     else:
         truth = Foreground(open_target(target, data_root).ground_truth(split))
@@ -318,6 +334,7 @@ def saliency(
 
 
 def report(
+    context: typer.Context,
     cam: Cam,
     to: Annotated[Path, typer.Option(help="HTML file to write.")],
     sal: Annotated[
@@ -347,6 +364,7 @@ def report(
     The rows of the table: labels from each saliency map, labels that were made elsewhere, and the
     networks trained on them.
     """
+    _refuse_settings_of_saliency(context, sal)
     from rich.console import Console
 
     from wsssbed_hub.report import terminal_table, write_html

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from wsssbed_hub.artifacts.keys import HUB, names_artifact
 from wsssbed_hub.cli import registries
 from wsssbed_hub.cli.options import DATA_ROOT, WHICH, DataRoot, Registry, Target
 from wsssbed_hub.cli.output import note
+from wsssbed_hub.utils.options import refuse
 from wsssbed_hub.utils.progress import progress_bar
 from wsssbed_hub.utils.units import human
 
@@ -21,6 +23,7 @@ class Form(StrEnum):
 
 
 def pull(
+    context: typer.Context,
     key: Annotated[str, typer.Argument(help=WHICH)],
     target: Target = None,
     form: Annotated[
@@ -49,6 +52,7 @@ def pull(
     from wsssbed_hub.registry.pull import pull as fetch
     from wsssbed_hub.utils.errors import UsageError
 
+    _refuse_registry(context, key)
     if form is Form.png and to is None:
         raise UsageError("--as png writes a folder: say where with --to.")
     with progress_bar(f"pull {key}") as progress:
@@ -104,7 +108,13 @@ def push(
             typer.echo(f"{key} is in {place}")
 
 
+def _refuse_registry(context: typer.Context, what: str) -> None:
+    if what.startswith(HUB):
+        refuse(context, ["registry"], f"{what} lies on the Hub")
+
+
 def verify(
+    context: typer.Context,
     what: Annotated[str, typer.Argument(help="A folder with a manifest.yaml, or " + WHICH)],
     target: Target = None,
     registry: Registry = None,
@@ -113,6 +123,9 @@ def verify(
     from wsssbed_hub.registry.pull import verify as check
     from wsssbed_hub.utils.text import count
 
+    _refuse_registry(context, what)
+    if not names_artifact(what):
+        refuse(context, ["target", "registry"], "All that a folder holds is verified")
     with progress_bar(f"verify {what}") as progress:
         verified = check(what, target, registry=registry, progress=progress)
     for one in verified:

@@ -206,7 +206,7 @@ def parse_trained_on(texts: Sequence[str]) -> tuple[TrainedOn, ...]:
     return tuple(found)
 
 
-def refuse(problems: Sequence[Problem], path: Path) -> None:
+def raise_errors(problems: Sequence[Problem], path: Path) -> None:
     """Raises HubError if there are errors among the problems."""
     errors = sum(problem.severity == "error" for problem in problems)
     if errors:
