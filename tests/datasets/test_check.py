@@ -1,4 +1,4 @@
-"""What `data check` finds."""
+"""Findings of `data check`."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_the_index_is_what_the_file_says(
     data = path.read_bytes()
     for row, number in enumerate(index.numbers.tolist()):
         chosen = slice(index.first[row], index.first[row + 1])
-        found = [json.loads(data[start : start + size]) for start, size in index.places[chosen]]
+        found = [json.loads(data[start : start + size]) for start, size in index.spans[chosen]]
         assert found == by_image[number]
         categories = [one["category_id"] for one in by_image[number]]
         assert index.category_of[chosen].tolist() == categories

@@ -16,7 +16,7 @@ from PIL import Image
 from samples import leftovers
 
 from wsssbed_hub.datasets import check, make_shapes, open_sod_dataset, open_target
-from wsssbed_hub.datasets.shapes.objects import CLASSES, OTHERS, Place, cover
+from wsssbed_hub.datasets.shapes.objects import CLASSES, OTHERS, Placement, cover
 from wsssbed_hub.datasets.shapes.scenes import draw_plain_scene, draw_scene
 from wsssbed_hub.datasets.shapes.textures import CONTEXTS
 from wsssbed_hub.datasets.shapes.write import with_void
@@ -171,10 +171,10 @@ def test_progress_counts_all_pictures(tmp_path: Path) -> None:
     assert calls == [(number, 27) for number in range(1, 28)]
 
 
-@pytest.mark.parametrize("place", [2, 9, 27])
-def test_killed_and_run_again(drawn: Path, tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("step", [2, 9, 27])
+def test_killed_and_run_again(drawn: Path, tmp_path: Path, step: int) -> None:
     def die(done: int, total: int) -> None:
-        if done == place:
+        if done == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     pid = in_child(lambda: make_shapes(tmp_path, **FEW, progress=die))
@@ -206,8 +206,8 @@ def test_full_disk(small_disk: Any) -> None:
 
 @pytest.mark.parametrize("kind", [*CLASSES, *OTHERS], ids=lambda kind: kind.name)
 def test_outlines_lie_within_their_radius(kind: Any) -> None:
-    place = Place(60, 50, 30, 0.07, 1.0)
-    alpha = cover(kind, place, 100, 120)
+    placement = Placement(60, 50, 30, 0.07, 1.0)
+    alpha = cover(kind, placement, 100, 120)
     y, x = np.mgrid[0:100, 0:120]
     distance = np.hypot(x - 60, y - 50)
     # The corners of the cross reach 1.05; a pixel more for the edge.

@@ -12,14 +12,19 @@ import pytest
 from samples import InMemory
 
 from wsssbed_hub.artifacts.maps import Activations
-from wsssbed_hub.evaluation.differences import Comparison, Difference, compare_maps, compare_weights
+from wsssbed_hub.evaluation.differences import (
+    ArtifactDifference,
+    PartDifference,
+    compare_maps,
+    compare_weights,
+)
 
 DIGEST = "sha256:" + "cd" * 32
 
 
-def compared(kind: str, one: dict[str, Any], other: dict[str, Any]) -> Comparison:
+def compared(kind: str, one: dict[str, Any], other: dict[str, Any]) -> ArtifactDifference:
     parts, missing = compare_maps(InMemory(kind, one), InMemory(kind, other))
-    return Comparison("pixels", "sha256:1", "sha256:2", parts, missing)
+    return ArtifactDifference("pixels", "sha256:1", "sha256:2", parts, missing)
 
 
 def test_a_pixel_counts_that_is_more_than_one_level_away() -> None:
@@ -28,7 +33,7 @@ def test_a_pixel_counts_that_is_more_than_one_level_away() -> None:
     near[0] = 101  # ten pixels by one level
     far[0, :3] = (98, 103, 250)  # three by more
     found = compared("sal", {"a": map_, "b": map_}, {"a": near, "b": far})
-    assert found.parts == (Difference("a", 100, 0, 1), Difference("b", 100, 3, 150))
+    assert found.parts == (PartDifference("a", 100, 0, 1), PartDifference("b", 100, 3, 150))
     assert found.share == 3 / 200
     assert [part.name for part in found.worst(5)] == ["b", "a"]
 
@@ -45,7 +50,7 @@ def test_the_tolerance_is_the_largest_share_that_passes(tolerance: float, verdic
 
 
 def test_the_same_content_is_equal_whatever_the_tolerance() -> None:
-    assert Comparison("pixels", DIGEST, DIGEST, ()).verdict(0) == "equal"
+    assert ArtifactDifference("pixels", DIGEST, DIGEST, ()).verdict(0) == "equal"
 
 
 def test_levels_mean_nothing_in_labels() -> None:

@@ -20,7 +20,7 @@ from wsssbed_hub.artifacts.shard_writer import Written, write_maps
 
 
 class Outcome(NamedTuple):
-    """What a command came to: exit code, standard output, standard error."""
+    """End of a command: exit code, standard output, standard error."""
 
     code: int
     out: str
@@ -146,6 +146,6 @@ def same(one: Any, two: Any) -> bool:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What unfinished work would have left below ``folder``."""
+    """Files that unfinished work would have left below ``folder``."""
     names = (".partial", ".tmp")
     return [path for path in folder.rglob("*") if path.name.endswith(names)]

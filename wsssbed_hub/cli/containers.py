@@ -17,7 +17,7 @@ from wsssbed_hub.utils.options import refuse
 if TYPE_CHECKING:
     from wsssbed_hub.containers.command import Job
     from wsssbed_hub.containers.mounts import Placed
-    from wsssbed_hub.evaluation.differences import Comparison
+    from wsssbed_hub.evaluation.differences import ArtifactDifference
 
 Engine = Annotated[
     str | None, typer.Option(help="docker or podman.", show_default="what is installed")
@@ -269,7 +269,7 @@ def _run_to_the_end(command: list[str]) -> None:
         raise HubError(f"The container ended with exit code {code}; what it said is above.")
 
 
-def _print(comparison: Comparison, tolerance: float, worst: int) -> None:
+def _print(comparison: ArtifactDifference, tolerance: float, worst: int) -> None:
     typer.echo(comparison.sentence(tolerance))
     rows = comparison.rows(worst)
     if rows:

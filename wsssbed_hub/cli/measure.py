@@ -313,9 +313,9 @@ def saliency(
 ) -> None:
     """Score saliency maps: MAE, F-measure, and with the protocol sod also S, E and weighted F."""
     from wsssbed_hub.datasets import open_sod_dataset, open_target
-    from wsssbed_hub.evaluation.score import Foreground, Masks, SaliencyTruth, score_saliency
+    from wsssbed_hub.evaluation.score import Foreground, Masks, score_saliency
 
-    truth: SaliencyTruth
+    truth: Foreground | Masks
     if masks is not None:
         refuse(context, ["target", "split"], f"The masks of {masks} are the truth")
         truth = Masks(open_sod_dataset(masks, data_root))

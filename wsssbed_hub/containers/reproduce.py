@@ -14,7 +14,7 @@ from wsssbed_hub.artifacts.weights import MODEL
 from wsssbed_hub.containers.command import without_tag
 from wsssbed_hub.containers.engines import Image, find_image, pull_image
 from wsssbed_hub.containers.mounts import FILE_OPTIONS, MAPS_OPTIONS, ROOT_OPTIONS
-from wsssbed_hub.evaluation.differences import Comparison, compare_maps, compare_weights
+from wsssbed_hub.evaluation.differences import ArtifactDifference, compare_maps, compare_weights
 from wsssbed_hub.registry.pull import Registry, pull
 from wsssbed_hub.utils.errors import HubError
 
@@ -143,7 +143,7 @@ def _file_in(inputs: Path | None, name: str, option: str) -> Path:
     return path.resolve()
 
 
-def compare(published: Published, out: Path) -> Comparison:
+def compare(published: Published, out: Path) -> ArtifactDifference:
     """What was made below ``out`` against what was published.
 
     Raises HubError if nothing was made there.
@@ -158,14 +158,14 @@ def compare(published: Published, out: Path) -> Comparison:
     weights = published.key.kind == "weights"
     unit: Literal["pixels", "numbers"] = "numbers" if weights else "pixels"
     if contents[0] == contents[1]:
-        return Comparison(unit, *contents, ())
+        return ArtifactDifference(unit, *contents, ())
     place = f"{target}/{version}/{MODEL}"
     if weights:
         parts, missing = compare_weights(published.folder / place, folder / place)
-        return Comparison(unit, *contents, parts, missing)
+        return ArtifactDifference(unit, *contents, parts, missing)
     maps = [
         open_entry(where, read_manifest(where), Chosen(version, target, one))
         for where, one in ((published.folder, entry), (folder, made))
     ]
     parts, missing = compare_maps(*maps)
-    return Comparison(unit, *contents, parts, missing)
+    return ArtifactDifference(unit, *contents, parts, missing)

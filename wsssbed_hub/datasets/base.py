@@ -50,9 +50,9 @@ class DatasetSpec(ABC):
 
     @abstractmethod
     def inventory(self, data_root: Path) -> Inventory:
-        """What should be there. Raises NotThere, or HubError for files that cannot be told apart.
+        """The lists and files that should be there; not for a dataset that joins others.
 
-        Not for a dataset that joins others.
+        Raises NotThere, or HubError for files that cannot be told apart.
         """
 
     @abstractmethod

@@ -37,7 +37,7 @@ class FileFinding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What was found of one dataset. ``ok``: all of it is there, in the published numbers."""
+    """The findings of one dataset. ``ok``: all of it is there, in the published numbers."""
 
     name: str
     title: str

@@ -26,7 +26,7 @@ from wsssbed_hub.artifacts.png_codec import MAX_PIXELS
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import write_whole
 
-_FORMAT = 1  # goes up when the index changes
+_FORMAT = 2  # goes up when the index changes
 _MOST = 1 << 30  # bytes of an annotation file; COCO's largest, of 2017, has 450 MB
 _WINDOW = 1 << 20
 _ELEMENT = 8 << 20  # bytes of one element; COCO's largest instance has some 100 KB
@@ -46,7 +46,7 @@ class Index:
     """int64[N, 2]: height, width."""
     first: np.ndarray
     """int64[N + 1]: image i has the instances from ``first[i]`` to before ``first[i + 1]``."""
-    places: np.ndarray
+    spans: np.ndarray
     """int64[M, 2]: offset and number of bytes of each instance."""
     category_of: np.ndarray
     """int64[M]: category id of each instance."""
@@ -97,7 +97,7 @@ def _read(kept: Path, stamp: str) -> Index | None:
 
 def read_index(path: Path, prefix: str) -> Index:
     """As ``load_index``, from the file itself."""
-    found = _Found(path, prefix)
+    found = _IndexBuilder(path, prefix)
     try:
         with open(path, "rb") as file:
             text = _Text(file.fileno(), path)
@@ -194,7 +194,7 @@ class _Text:
             raise self.wrong("something follows its end")
 
     def elements(self) -> Iterator[tuple[Any, int, int]]:
-        """What ``value`` gives of each element of the next array."""
+        """The ``value`` of each element of the next array."""
         self.take("[")
         if self.peek() == "]":
             self.place += 1
@@ -213,8 +213,8 @@ def _integer(element: Any, name: str, below: int) -> int:
     return value
 
 
-class _Found:
-    """What was read so far."""
+class _IndexBuilder:
+    """Collects images, annotations and categories as they are read, and makes the index of them."""
 
     def __init__(self, path: Path, prefix: str) -> None:
         self._path, self._prefix = path, prefix
@@ -278,7 +278,7 @@ class _Found:
             numbers=np.ascontiguousarray(numbers),
             sizes=np.ascontiguousarray(images[:, 1:]),
             first=np.searchsorted(rows[order], np.arange(len(images) + 1)),
-            places=np.ascontiguousarray(annotations[order, 2:]),
+            spans=np.ascontiguousarray(annotations[order, 2:]),
             category_of=annotations[order, 1],
             category_ids=ids,
             names=tuple(self._categories[number] for number in ids.tolist()),

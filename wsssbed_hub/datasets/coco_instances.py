@@ -95,10 +95,10 @@ class Instances:
     def read(self, image_id: str) -> list[Instance]:
         """The image's instances in the order of the file."""
         chosen = self._of(image_id)
-        places = self.index.places[chosen].tolist()
+        spans = self.index.spans[chosen].tolist()
         try:
             with open(self.path, "rb") as file:
-                datas = [os.pread(file.fileno(), length, offset) for offset, length in places]
+                datas = [os.pread(file.fileno(), length, offset) for offset, length in spans]
         except OSError as error:
             raise HubError(f"{self.path} cannot be read: {error.strerror}.") from None
         number = int(self.index.numbers[self._row(image_id)])

@@ -84,10 +84,10 @@ def read_indices(path: Path, num_classes: int) -> np.ndarray:
     """
     data = read_bytes(path, MAX_BYTES)
     check_png(data, str(path))
-    return check_label(decode_png(data, str(path)), num_classes, path)
+    return check_label_values(decode_png(data, str(path)), num_classes, path)
 
 
-def check_label(label: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
+def check_label_values(label: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
     """``label`` itself. Raises HubError if it has values other than 0 to C and 255."""
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
     wrong = values[(values > num_classes) & (values != 255)]

@@ -1,4 +1,4 @@
-"""What comes with VOC beside pictures: XML annotations, and SBD's masks as .mat files."""
+"""Files of VOC beside its pictures: XML annotations, and SBD's masks as .mat files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from wsssbed_hub.datasets.image_files import check_label, read_bytes
+from wsssbed_hub.datasets.image_files import check_label_values, read_bytes
 from wsssbed_hub.utils.errors import HubError
 
 _XML_BYTES = 1 << 20  # VOC's largest has 20 KB
@@ -82,7 +82,7 @@ def read_sbd_mask(path: Path, num_classes: int) -> np.ndarray:
         raise HubError(f"{path} is not an SBD mask: {error or type(error).__name__}.") from None
     if not isinstance(label, np.ndarray) or label.dtype != np.uint8 or label.ndim != 2:
         raise HubError(f"{path} is not an SBD mask: GTcls.Segmentation is not uint8[H, W].")
-    return check_label(np.ascontiguousarray(label), num_classes, path)
+    return check_label_values(np.ascontiguousarray(label), num_classes, path)
 
 
 def _check_unpacked(data: bytes, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 import numpy as np
 
 from wsssbed_hub.evaluation.metrics import (
-    check_label,
+    check_label_map,
     check_truth,
     class_iou,
     mean_iou,
@@ -25,11 +25,11 @@ from wsssbed_hub.evaluation.metrics import (
 )
 from wsssbed_hub.evaluation.pseudo_label import (
     IGNORE,
-    check_maps,
+    check_inputs,
     check_settings,
+    dimensions,
     first_label_value,
     saliency_gate,
-    size,
     winners,
 )
 from wsssbed_hub.utils.errors import HubError, UsageError
@@ -42,7 +42,7 @@ Criterion = Literal["miou_ignored_missed", "miou"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 
-class Readable(Protocol):
+class MapReader(Protocol):
     """Maps by image id, as much as a curve asks of them (see ``wsssbed_hub.artifacts.maps``)."""
 
     @property
@@ -149,9 +149,9 @@ class ThresholdCurve:
 
 
 def threshold_curve(
-    cam: Readable,
-    ground_truth: Readable,
-    sal: Readable | None = None,
+    cam: MapReader,
+    ground_truth: MapReader,
+    sal: MapReader | None = None,
     *,
     num_classes: int,
     sal_threshold: float = 0.2,
@@ -191,7 +191,7 @@ def threshold_curve(
     return histogram.curve()
 
 
-def require_ids(ids: Sequence[str], maps: Readable, what: str) -> None:
+def require_ids(ids: Sequence[str], maps: MapReader, what: str) -> None:
     """Raises HubError if ``maps`` lack an image of ``ids``; ``what`` they are, for the message."""
     have = set(maps.image_ids)
     missing = [image_id for image_id in ids if image_id not in have]
@@ -232,13 +232,13 @@ class _Histogram:
         saliency: np.ndarray | None,
     ) -> None:
         """Counts one image; raises HubError if its maps do not fit."""
-        check_maps(activations, class_ids, saliency)
+        check_inputs(activations, class_ids, saliency)
         self._check_classes(class_ids)
-        check_label(truth, "the ground truth")
+        check_label_map(truth, "the ground truth")
         if truth.shape != activations.shape[1:]:
             raise HubError(
-                f"the ground truth is {size(truth)} and the activation maps are "
-                f"{size(activations)} (height x width)."
+                f"the ground truth is {dimensions(truth)} and the activation maps are "
+                f"{dimensions(activations)} (height x width)."
             )
         values_there = np.bincount(truth.ravel(), minlength=256)
         check_truth(values_there, self.num_classes, "the ground truth")

@@ -19,7 +19,7 @@ from wsssbed_hub.artifacts.maps import Activations, Maps
 from wsssbed_hub.artifacts.weights import Tensor, read_header
 from wsssbed_hub.utils.errors import UsageError
 
-Verdict = Literal["equal", "within tolerance", "different"]
+Agreement = Literal["equal", "within tolerance", "different"]
 
 _NUMPY = {
     **{"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2"},
@@ -27,8 +27,8 @@ _NUMPY = {
 }
 
 
-class Difference(NamedTuple):
-    """What differs in one image, or in one tensor."""
+class PartDifference(NamedTuple):
+    """Difference of one image, or of one tensor."""
 
     name: str
     numbers: int
@@ -40,14 +40,14 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArtifactDifference:
     """How far what was made is from what was published."""
 
     unit: Literal["pixels", "numbers"]
     published: str
     """Content digests."""
     made: str
-    parts: tuple[Difference, ...]
+    parts: tuple[PartDifference, ...]
     """Empty if the digests are equal."""
     missing: tuple[str, ...] = ()
     """Images that only one of the two has."""
@@ -58,14 +58,14 @@ class Comparison:
         numbers = sum(part.numbers for part in self.parts)
         return sum(part.differing for part in self.parts) / numbers if numbers else 0.0
 
-    def verdict(self, tolerance: float) -> Verdict:
+    def verdict(self, tolerance: float) -> Agreement:
         """``tolerance`` is the largest ``share`` that is taken as the same result."""
         if self.published == self.made:
             return "equal"
         near = not self.missing and self.parts and self.share <= tolerance
         return "within tolerance" if near else "different"
 
-    def worst(self, most: int) -> list[Difference]:
+    def worst(self, most: int) -> list[PartDifference]:
         """The parts that differ most, and by more than nothing."""
         order = sorted(self.parts, key=lambda p: (-p.differing / p.numbers, -p.largest, p.name))
         return [part for part in order if part.largest > 0][:most]
@@ -111,7 +111,7 @@ class Comparison:
         }
 
 
-def compare_maps(one: Maps, other: Maps) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
+def compare_maps(one: Maps, other: Maps) -> tuple[tuple[PartDifference, ...], tuple[str, ...]]:
     """Differences image by image, and the images that only one of the two has.
 
     Maps of another size, or of other classes, differ in every pixel. Raises UsageError if the two
@@ -128,17 +128,17 @@ def compare_maps(one: Maps, other: Maps) -> tuple[tuple[Difference, ...], tuple[
 
 def _difference(
     image_id: str, one: np.ndarray | Activations, other: np.ndarray | Activations, level: int
-) -> Difference:
+) -> PartDifference:
     pixels = [maps.activations if isinstance(maps, Activations) else maps for maps in (one, other)]
     classes = [maps.class_ids if isinstance(maps, Activations) else () for maps in (one, other)]
     number = pixels[0].size
     if pixels[0].shape != pixels[1].shape or list(classes[0]) != list(classes[1]):
-        return Difference(image_id, number, number, 255)
+        return PartDifference(image_id, number, number, 255)
     apart = np.abs(pixels[0].astype(np.int16) - pixels[1])
-    return Difference(image_id, number, int((apart > level).sum()), float(apart.max()))
+    return PartDifference(image_id, number, int((apart > level).sum()), float(apart.max()))
 
 
-def compare_weights(one: Path, other: Path) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
+def compare_weights(one: Path, other: Path) -> tuple[tuple[PartDifference, ...], tuple[str, ...]]:
     """The same for two safetensors files; one level is 1/255 of the tensor's largest magnitude."""
     here, there = ({tensor.name: tensor for tensor in read_header(path)} for path in (one, other))
     missing = tuple(sorted(set(here) ^ set(there)))
@@ -160,12 +160,14 @@ def numbers_of(path: Path, tensor: Tensor) -> np.ndarray:
     return found.astype(float).reshape(tensor.shape if tensor.dtype in _NUMPY else -1)
 
 
-def _weights_difference(name: str, one: np.ndarray, other: np.ndarray) -> Difference:
+def _weights_difference(name: str, one: np.ndarray, other: np.ndarray) -> PartDifference:
     if one.shape != other.shape:
-        return Difference(name, max(one.size, 1), max(one.size, 1), 255)
+        return PartDifference(name, max(one.size, 1), max(one.size, 1), 255)
     with np.errstate(invalid="ignore"):
         scale = np.abs(one[np.isfinite(one)]).max(initial=0) or 1.0
         apart = np.where(one == other, 0, np.abs(one - other) / scale * 255)
     apart[np.isnan(one) & np.isnan(other)] = 0
     apart[np.isnan(apart)] = 255
-    return Difference(name, max(one.size, 1), int((apart > 1).sum()), float(apart.max(initial=0)))
+    return PartDifference(
+        name, max(one.size, 1), int((apart > 1).sum()), float(apart.max(initial=0))
+    )

@@ -160,13 +160,13 @@ def _ids(image_ids: Sequence[str]) -> list[str]:
     return ids
 
 
-Produce = Callable[[str], np.ndarray]
+MakeLabel = Callable[[str], np.ndarray]
 
 
 def _write_shards(
     out: Path,
     ids: list[str],
-    produce: Produce,
+    produce: MakeLabel,
     settings: dict[str, Any],
     progress: Progress | None,
 ) -> Labels:
@@ -179,7 +179,7 @@ def _write_shards(
 def _write_pngs(
     out: Path,
     ids: list[str],
-    produce: Produce,
+    produce: MakeLabel,
     settings: dict[str, Any],
     progress: Progress | None,
 ) -> Labels:
@@ -227,7 +227,9 @@ def _claim_folder(unfinished: Path, settings: dict[str, Any]) -> None:
             path.unlink()  # a killed run was writing it
 
 
-def _fill(unfinished: Path, ids: list[str], produce: Produce, progress: Progress | None) -> Labels:
+def _fill(
+    unfinished: Path, ids: list[str], produce: MakeLabel, progress: Progress | None
+) -> Labels:
     digests = []
     for done, image_id in enumerate(ids, 1):
         path = unfinished / f"{image_id}.png"

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from wsssbed_hub.evaluation.pseudo_label import IGNORE, size
+from wsssbed_hub.evaluation.pseudo_label import IGNORE, dimensions
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 Convention = Literal["stream", "crf_scores", "jsws", "voc"]
@@ -131,8 +131,8 @@ class SegmentationScore:
         Raises HubError, and counts nothing, if a value is no class, if the sizes differ, or if an
         array is no label map.
         """
-        check_label(prediction, f"{name}: the prediction")
-        check_label(truth, f"{name}: the ground truth")
+        check_label_map(prediction, f"{name}: the prediction")
+        check_label_map(truth, f"{name}: the ground truth")
         prediction = self._at_size_of(truth, prediction, name)
         pairs = (truth.astype(np.uint16) << 8 | prediction).ravel()
         counts = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
@@ -147,8 +147,8 @@ class SegmentationScore:
             return prediction
         if self.resize is None:
             raise HubError(
-                f"{name}: the prediction is {size(prediction)} and the ground truth "
-                f"{size(truth)} (height x width). Write predictions at the size of the image."
+                f"{name}: the prediction is {dimensions(prediction)} and the ground truth "
+                f"{dimensions(truth)} (height x width). Write predictions at the size of the image."
             )
         from PIL import Image
 
@@ -238,7 +238,7 @@ class SegmentationScore:
         }
 
 
-def check_label(label: np.ndarray, what: str) -> None:
+def check_label_map(label: np.ndarray, what: str) -> None:
     """Raises HubError, saying ``what`` is wrong, unless ``label`` is a label map."""
     if label.dtype != np.uint8 or label.ndim != 2:
         raise HubError(f"{what} must be uint8[H, W], not {label.dtype}{list(label.shape)}.")

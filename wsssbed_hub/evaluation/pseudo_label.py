@@ -37,7 +37,7 @@ RULES = ("paper", "release")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedThreshold:
     """How a method's labels are made: its tau, and whether saliency maps take part."""
 
     tau: float
@@ -46,15 +46,15 @@ class Published:
 
 # Table 6 of the WSSS-BED paper, on VOC 2012; the release's scripts for COCO 2014 (of CAM, DRS, EPS
 # and L2G) have the same. EPS and L2G already learnt from saliency maps (Section 3.2).
-PUBLISHED: Mapping[str, Published] = MappingProxyType(
+PUBLISHED: Mapping[str, PublishedThreshold] = MappingProxyType(
     {
-        "cam": Published(0.1, saliency=True),
-        "oaa": Published(0.3, saliency=True),
-        "mcis": Published(0.5, saliency=True),
-        "drs": Published(0.5, saliency=True),
-        "edam": Published(0.5, saliency=True),
-        "eps": Published(0.2, saliency=False),
-        "l2g": Published(0.3, saliency=False),
+        "cam": PublishedThreshold(0.1, saliency=True),
+        "oaa": PublishedThreshold(0.3, saliency=True),
+        "mcis": PublishedThreshold(0.5, saliency=True),
+        "drs": PublishedThreshold(0.5, saliency=True),
+        "edam": PublishedThreshold(0.5, saliency=True),
+        "eps": PublishedThreshold(0.2, saliency=False),
+        "l2g": PublishedThreshold(0.3, saliency=False),
     }
 )
 
@@ -70,7 +70,7 @@ def method_of(cam_key: str | Key) -> str:
     return key.name.split("-")[0]
 
 
-def published(cam_key: str | Key) -> Published:
+def published(cam_key: str | Key) -> PublishedThreshold:
     """The published settings of the method that ``cam_key`` names.
 
     Raises UsageError if the key is no cam key or nothing was published for its method.
@@ -112,7 +112,7 @@ def pseudo_label(
     Raises UsageError for tau, sal_threshold or rule, HubError for the arrays.
     """
     check_settings(tau, sal_threshold, rule)
-    check_maps(activations, class_ids, saliency)
+    check_inputs(activations, class_ids, saliency)
     label, values = winners(activations, class_ids, np.asarray(class_ids) + 1)
     labelled = values >= first_label_value(tau, rule=rule, saliency=saliency is not None)
     if saliency is None:
@@ -142,7 +142,9 @@ def check_settings(tau: float, sal_threshold: float, rule: str) -> None:
         )
 
 
-def check_maps(activations: np.ndarray, class_ids: np.ndarray, saliency: np.ndarray | None) -> None:
+def check_inputs(
+    activations: np.ndarray, class_ids: np.ndarray, saliency: np.ndarray | None
+) -> None:
     """Raises HubError unless the maps of one image agree with each other."""
     if activations.dtype != np.uint8 or activations.ndim != 3:
         raise HubError(
@@ -163,8 +165,8 @@ def check_maps(activations: np.ndarray, class_ids: np.ndarray, saliency: np.ndar
         raise HubError(f"Saliency must be uint8[H, W], not {saliency.dtype}{list(saliency.shape)}.")
     if saliency.shape != activations.shape[1:]:
         raise HubError(
-            f"The saliency map is {size(saliency)} and the activation maps are "
-            f"{size(activations)} (height x width). Both must have the size of the image."
+            f"The saliency map is {dimensions(saliency)} and the activation maps are "
+            f"{dimensions(activations)} (height x width). Both must have the size of the image."
         )
 
 
@@ -180,7 +182,7 @@ def _check_class_ids(ids: np.ndarray) -> None:
         raise HubError(f"A class id is given twice: {ids.tolist()}.")
 
 
-def size(maps: np.ndarray) -> str:
+def dimensions(maps: np.ndarray) -> str:
     """Height x width of a map or a stack of maps, for messages."""
     return f"{maps.shape[-2]}x{maps.shape[-1]}"
 
@@ -233,7 +235,7 @@ class Gate(NamedTuple):
 def saliency_gate(
     values: np.ndarray, saliency: np.ndarray, sal_threshold: float, rule: str
 ) -> Gate:
-    """What the saliency map says, given the highest activation at each pixel (uint8[H, W])."""
+    """Pixels that saliency lets through, given the highest activation at each (uint8[H, W])."""
     if sal_threshold == 0:
         return Gate(values > np.take(_soft_bars(rule), saliency), saliency > 0)
     if rule == "paper":

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsssbed_hub.evaluation.pseudo_label import size
+from wsssbed_hub.evaluation.pseudo_label import dimensions
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 Resize = Literal["nearest", "bicubic"]
@@ -239,8 +239,8 @@ def _prepare(
         return prediction
     if resize is None:
         raise HubError(
-            f"{name}: the saliency map is {size(prediction)} and the mask {size(truth)} "
-            "(height x width). Write maps at the size of the image."
+            f"{name}: the saliency map is {dimensions(prediction)} and the mask "
+            f"{dimensions(truth)} (height x width). Write maps at the size of the image."
         )
     from PIL import Image
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsssbed_hub.evaluation.curves import MapReader, require_ids
 from wsssbed_hub.evaluation.metrics import SegmentationScore
 from wsssbed_hub.evaluation.saliency_metrics import MEASURES, SaliencyScore, SSNetSaliencyScore
-from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
     from wsssbed_hub.datasets import SodDataset
-    from wsssbed_hub.evaluation.curves import Readable
-
-_SHOWN = 3
 
 
 def score_labels(
-    labels: Readable,
-    ground_truth: Readable,
+    labels: MapReader,
+    ground_truth: MapReader,
     *,
     num_classes: int,
     undecided: bool,
@@ -36,18 +33,9 @@ def score_labels(
     Raises HubError for missing images, values that are no class and unequal sizes.
     """
     score = SegmentationScore(num_classes, undecided="missed" if undecided else "error")
-    for image_id, truth in _with_truth(labels, ground_truth, progress):
+    for image_id, truth in _with_truth(labels, "labels", ground_truth, progress):
         score.add(labels.read(image_id), truth, image_id)
     return score
-
-
-class SaliencyTruth(Protocol):
-    """Saliency masks, uint8[H, W], of the images that are to be scored."""
-
-    @property
-    def image_ids(self) -> Sequence[str]: ...
-
-    def read(self, image_id: str) -> np.ndarray: ...
 
 
 class Foreground:
@@ -56,7 +44,7 @@ class Foreground:
     The void border that VOC draws around objects counts as object.
     """
 
-    def __init__(self, ground_truth: Readable) -> None:
+    def __init__(self, ground_truth: MapReader) -> None:
         self._ground_truth = ground_truth
         self.image_ids = ground_truth.image_ids
 
@@ -74,8 +62,8 @@ class Masks:
 
 
 def score_saliency(
-    maps: Readable,
-    truth: SaliencyTruth,
+    maps: MapReader,
+    truth: MapReader,
     *,
     protocol: str = "sod",
     measures: Iterable[str] = MEASURES,
@@ -91,21 +79,15 @@ def score_saliency(
     """
     score: SaliencyScore | SSNetSaliencyScore
     score = SSNetSaliencyScore() if protocol == "ssnet" else SaliencyScore(measures)
-    for image_id, mask in _with_truth(maps, truth, progress):
+    for image_id, mask in _with_truth(maps, "saliency maps", truth, progress):
         score.add(maps.read(image_id), mask, image_id)
     return score.result()
 
 
 def _with_truth(
-    maps: Readable, truth: SaliencyTruth | Readable, progress: Progress | None
+    maps: MapReader, what: str, truth: MapReader, progress: Progress | None
 ) -> Iterator[tuple[str, Any]]:
-    have = set(maps.image_ids)
-    missing = [image_id for image_id in truth.image_ids if image_id not in have]
-    if missing:
-        raise HubError(
-            f"{len(missing):,} of the {len(truth.image_ids):,} images with a ground truth have no "
-            f"map, {', '.join(missing[:_SHOWN])} for example. Maps over another split?"
-        )
+    require_ids(truth.image_ids, maps, what)
     for done, image_id in enumerate(truth.image_ids, start=1):
         yield image_id, truth.read(image_id)
         if progress is not None:

@@ -17,7 +17,7 @@ FINE = 4  # outlines are drawn this many times larger, for smooth edges
 
 
 @dataclass(frozen=True)
-class Kind:
+class ShapeKind:
     """One kind of thing. ``outline``: polygons about the unit circle, the first one filled, the
     others cut out of it. ``texture``: local coordinates -> 0 (first colour) .. 1 (second).
     ``hue``: centre and half width of its usual hues in turns, None for any."""
@@ -86,27 +86,27 @@ def _facets(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 CLASSES = (
-    Kind("disc", (_circle(0.92),), lambda u, v: wave(_radius(u, v) / 0.46), (0.02, 0.05)),
-    Kind("star", (_polar([1, 0.46] * 5),), _facets, (0.14, 0.04)),
-    Kind("triangle", (_polar([1, 1, 1]),), lambda u, v: (v / 0.36) % 1 // 0.5, (0.34, 0.07)),
-    Kind("cross", (_CROSS,), _checks, (0.6, 0.06)),
-    Kind("ring", (_circle(1), _circle(0.48)), lambda u, v: wave((u + v) / 0.34), (0.78, 0.05)),
-    Kind("heart", (_heart(),), _dots, (0.9, 0.04)),
+    ShapeKind("disc", (_circle(0.92),), lambda u, v: wave(_radius(u, v) / 0.46), (0.02, 0.05)),
+    ShapeKind("star", (_polar([1, 0.46] * 5),), _facets, (0.14, 0.04)),
+    ShapeKind("triangle", (_polar([1, 1, 1]),), lambda u, v: (v / 0.36) % 1 // 0.5, (0.34, 0.07)),
+    ShapeKind("cross", (_CROSS,), _checks, (0.6, 0.06)),
+    ShapeKind("ring", (_circle(1), _circle(0.48)), lambda u, v: wave((u + v) / 0.34), (0.78, 0.05)),
+    ShapeKind("heart", (_heart(),), _dots, (0.9, 0.04)),
 )
 OTHERS = (
-    Kind("square", (_polar([1] * 4, 0.125),)),
-    Kind("hexagon", (_polar([0.95] * 6),)),
-    Kind("crescent", (_crescent(),)),
-    Kind("leaf", (_leaf(),)),
-    Kind("arrow", (_ARROW,)),
-    Kind("gear", (_polar([1, 1, 0.76, 0.76] * 9), _circle(0.3))),
-    Kind("pill", (_polar([1, 0.97, 0.8, 0.62, 0.55, 0.52, 0.55, 0.62, 0.8, 0.97] * 2, 0),)),
+    ShapeKind("square", (_polar([1] * 4, 0.125),)),
+    ShapeKind("hexagon", (_polar([0.95] * 6),)),
+    ShapeKind("crescent", (_crescent(),)),
+    ShapeKind("leaf", (_leaf(),)),
+    ShapeKind("arrow", (_ARROW,)),
+    ShapeKind("gear", (_polar([1, 1, 0.76, 0.76] * 9), _circle(0.3))),
+    ShapeKind("pill", (_polar([1, 0.97, 0.8, 0.62, 0.55, 0.52, 0.55, 0.62, 0.8, 0.97] * 2, 0),)),
 )
 _TEXTURES = tuple(kind.texture for kind in CLASSES if kind.texture)
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where a thing is and how large: centre and radius in pixels, turned by ``angle`` turns and
     squeezed to ``aspect`` times its height."""
 
@@ -132,21 +132,21 @@ class Place:
         ]
 
 
-def cover(kind: Kind, place: Place, height: int, width: int) -> np.ndarray:
+def cover(kind: ShapeKind, placement: Placement, height: int, width: int) -> np.ndarray:
     """Share of every pixel that the thing covers, float64[H, W] in 0..1."""
     canvas = Image.new("L", (width * FINE, height * FINE))
     draw = ImageDraw.Draw(canvas)
     for index, ring in enumerate(kind.outline):
         points = [
             (round((x + 0.5) * FINE - 0.5), round((y + 0.5) * FINE - 0.5))
-            for x, y in place.pixels(ring)
+            for x, y in placement.pixels(ring)
         ]
         draw.polygon(points, fill=0 if index else 255)
     return np.asarray(canvas.reduce(FINE), dtype=np.float64) / 255
 
 
 def _colours(
-    rng: np.random.Generator, kind: Kind, ground: np.ndarray
+    rng: np.random.Generator, kind: ShapeKind, ground: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two colours for a thing; the first stands out from the mean colour of the ``ground``."""
     usual = kind.hue is not None and rng.random() < 0.95
@@ -161,18 +161,20 @@ def _colours(
     return first, np.array(hsv(hue + rng.uniform(-0.04, 0.04), saturation * 0.9, darker))
 
 
-def paint(rng: np.random.Generator, picture: np.ndarray, kind: Kind, place: Place) -> np.ndarray:
+def paint(
+    rng: np.random.Generator, picture: np.ndarray, kind: ShapeKind, placement: Placement
+) -> np.ndarray:
     """Paints the thing, with a soft shadow, on ``picture`` (float64[H, W, 3] in 0..1, changed in
     place) and returns what ``cover`` returns."""
     height, width = picture.shape[:2]
-    alpha = cover(kind, place, height, width)
-    u, v = place.local(height, width)
+    alpha = cover(kind, placement, height, width)
+    u, v = placement.local(height, width)
     first, second = _colours(rng, kind, picture.mean(axis=(0, 1)))
     texture = kind.texture or _TEXTURES[rng.integers(len(_TEXTURES))]
     mix = np.clip(texture(u, v), 0, 1) * rng.uniform(0.6, 1.0)
     body = first + (second - first) * mix[..., None]
     x, y = grid(height, width)
-    light = 1 - 0.22 * ((x - place.x) + (y - place.y)) / (2 * place.radius)
+    light = 1 - 0.22 * ((x - placement.x) + (y - placement.y)) / (2 * placement.radius)
     light += 0.12 * (noise(rng, height, width, 5) - 0.5)
     solid = Image.fromarray(np.rint(alpha * 255).astype(np.uint8))
     inner = np.asarray(solid.filter(ImageFilter.MinFilter(3)), dtype=np.float64) / 255

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from wsssbed_hub.datasets.shapes.objects import CLASSES, OTHERS, Kind, Place, paint
+from wsssbed_hub.datasets.shapes.objects import CLASSES, OTHERS, Placement, ShapeKind, paint
 from wsssbed_hub.datasets.shapes.textures import CONTEXTS, background, context
 
 WITH_CONTEXT = 0.8  # share of a class's pictures that have its pattern
@@ -23,7 +23,7 @@ VISIBLE = 0.6  # share of every thing that others must leave in sight
 class Thing:
     """One thing in a picture; ``class_id`` is None if it belongs to no class."""
 
-    kind: Kind
+    kind: ShapeKind
     class_id: int | None
     mask: np.ndarray  # bool[H, W], what is in sight
 
@@ -63,35 +63,37 @@ def _choose(rng: np.random.Generator, first: int | None, others: float) -> list[
     return chosen
 
 
-def _arrange(rng: np.random.Generator, count: int, height: int, width: int) -> list[Place]:
+def _arrange(rng: np.random.Generator, count: int, height: int, width: int) -> list[Placement]:
     """Places that hardly overlap and lie inside the picture, or nearly so."""
-    places: list[Place] = []
+    placements: list[Placement] = []
     largest = {1: 0.33, 2: 0.24, 3: 0.19}[count] * min(height, width)
     tries = 0
-    while len(places) < count:
+    while len(placements) < count:
         tries += 1
         radius = rng.uniform(0.62, 1.0) * largest * 0.985 ** (tries // 5)
         margin = 0.8 * radius
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
-        place = Place(x, y, radius, rng.uniform(-0.06, 0.06), rng.uniform(0.82, 1.1))
-        gaps = [(x - p.x) ** 2 + (y - p.y) ** 2 - (radius + p.radius) ** 2 * 0.9 for p in places]
+        placement = Placement(x, y, radius, rng.uniform(-0.06, 0.06), rng.uniform(0.82, 1.1))
+        gaps = [
+            (x - p.x) ** 2 + (y - p.y) ** 2 - (radius + p.radius) ** 2 * 0.9 for p in placements
+        ]
         if all(gap > 0 for gap in gaps):
-            places.append(place)
-    return places
+            placements.append(placement)
+    return placements
 
 
 def _contexts(
-    rng: np.random.Generator, class_ids: list[int | None], places: list[Place]
+    rng: np.random.Generator, class_ids: list[int | None], placements: list[Placement]
 ) -> list[tuple[int, tuple[float, float]]]:
     """Patterns to draw, as class id and centre: of the classes that are there, each once."""
     drawn = []
     for class_id in dict.fromkeys(class_ids):
-        place = places[class_ids.index(class_id)]
+        placement = placements[class_ids.index(class_id)]
         if class_id is not None and rng.random() < WITH_CONTEXT:
-            drawn.append((class_id, (place.x, place.y)))
+            drawn.append((class_id, (placement.x, placement.y)))
     if rng.random() < STRAY_CONTEXT:
-        place = places[-1]
-        drawn.append((int(rng.integers(len(CONTEXTS))), (place.x, place.y)))
+        placement = placements[-1]
+        drawn.append((int(rng.integers(len(CONTEXTS))), (placement.x, placement.y)))
     return drawn
 
 
@@ -124,7 +126,7 @@ def _finish(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 
 
 def _in_sight(covers: list[np.ndarray]) -> list[np.ndarray]:
-    """What is left of each thing after those painted later; bool[H, W] each."""
+    """The part of each thing that those painted later leave in sight; bool[H, W] each."""
     masks = []
     free = np.ones(covers[0].shape, dtype=bool)
     for cover in reversed(covers):
@@ -134,10 +136,16 @@ def _in_sight(covers: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _paint_all(
-    rng: np.random.Generator, picture: np.ndarray, kinds: list[Kind], places: list[Place]
+    rng: np.random.Generator,
+    picture: np.ndarray,
+    kinds: list[ShapeKind],
+    placements: list[Placement],
 ) -> list[np.ndarray] | None:
     """Masks of the things, or None if one of them hides too much of another."""
-    covers = [paint(rng, picture, kind, place) for kind, place in zip(kinds, places, strict=True)]
+    covers = [
+        paint(rng, picture, kind, placement)
+        for kind, placement in zip(kinds, placements, strict=True)
+    ]
     masks = _in_sight(covers)
     enough = [m.sum() >= VISIBLE * (c >= 0.5).sum() for m, c in zip(masks, covers, strict=True)]
     return masks if all(enough) else None
@@ -152,13 +160,13 @@ def draw_scene(
     """
     while True:
         class_ids = _choose(rng, first, others)
-        places = _arrange(rng, len(class_ids), height, width)
+        placements = _arrange(rng, len(class_ids), height, width)
         picture = background(rng, height, width, plain=False)
         picture = _clutter(rng, picture)
-        for class_id, middle in _contexts(rng, class_ids, places):
+        for class_id, middle in _contexts(rng, class_ids, placements):
             picture = context(rng, picture, class_id, middle)
         kinds = [OTHERS[rng.integers(len(OTHERS))] if c is None else CLASSES[c] for c in class_ids]
-        masks = _paint_all(rng, picture, kinds, places)
+        masks = _paint_all(rng, picture, kinds, placements)
         if masks is not None:
             things = [Thing(*each) for each in zip(kinds, class_ids, masks, strict=True)]
             return Scene(_finish(rng, picture), things)
@@ -171,10 +179,10 @@ def draw_plain_scene(rng: np.random.Generator, size: int) -> Scene:
     """
     middle = rng.uniform(-0.06, 0.06, 2) * size + size / 2
     radius = rng.uniform(0.24, 0.34) * size
-    place = Place(middle[0], middle[1], radius, rng.uniform(-0.06, 0.06), 1.0)
+    placement = Placement(middle[0], middle[1], radius, rng.uniform(-0.06, 0.06), 1.0)
     simple = (CLASSES[0], OTHERS[0], CLASSES[5])
     kind = simple[rng.integers(len(simple))]
     picture = background(rng, size, size, plain=True)
-    mask = paint(rng, picture, kind, place) >= 0.5
+    mask = paint(rng, picture, kind, placement) >= 0.5
     class_id = CLASSES.index(kind) if kind in CLASSES else None
     return Scene(_finish(rng, picture), [Thing(kind, class_id, mask)])
