@@ -30,6 +30,7 @@ def relative_error(got: Any, want: Any) -> float:
 
 def assert_close_in_norm(got: Any, want: Any, rtol: float, name: str = "it") -> None:
     error = relative_error(got, want)
+    print("MEASURED", name, error, rtol)
     shapes = f"shapes {_array(got).shape} and {_array(want).shape}"
     assert error < rtol, f"{name} is {error:.2e} away in norm; {rtol:.0e} is allowed ({shapes})"
 

@@ -1,4 +1,9 @@
-"""What the conformance tests share: a case's checkpoint as tensors, and what modules give out."""
+"""What the conformance tests share: a case's checkpoint as tensors, and what modules give out.
+
+Every test takes the product's own way: ``Method.build``, ``load_published``, ``Phase.loss``,
+``Method.saliency``, ``activations`` or ``logits``. An output of the case that is not compared is
+named in the test with its reason (``compared`` refuses names that it does not know).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +22,12 @@ def checkpoint(case: str) -> dict[str, Tensor]:
     return {key: torch.from_numpy(np.asarray(array)) for key, array in state.items()}
 
 
-def error(actual: Tensor, expected: np.ndarray) -> float:
-    """Relative error; infinite for another shape."""
-    return conformance.compare(actual.detach().numpy(), expected)
+def compared(outputs: Mapping[str, np.ndarray], left_out: Mapping[str, str]) -> list[str]:
+    """The names of a case's outputs but those that are left out, each with its reason."""
+    unknown = left_out.keys() - outputs.keys()
+    assert not unknown, f"no outputs of the case: {unknown}"
+    assert all(left_out.values())
+    return sorted(outputs.keys() - left_out.keys())
 
 
 @contextmanager
