@@ -54,7 +54,11 @@ class SSNet2Head(nn.Module):
 
 
 class SaliencyAggregation(nn.Module):
-    """How salient each class is in the image: float[N, F, side, side] to v, float[N, C], 0..1."""
+    """How salient each class is in the image: float[N, F, h, w] to v, float[N, C], 0..1.
+
+    One convolution over ``side`` x ``side`` places; a larger feature has its logits averaged over
+    the places where that fits, as in the published code.
+    """
 
     def __init__(
         self, channels: int, classes: int, side: int, deviation: float = NEW_DEVIATION
@@ -63,7 +67,7 @@ class SaliencyAggregation(nn.Module):
         self.conv = _new(nn.Conv2d(channels, classes, side), deviation)
 
     def forward(self, feature: Tensor) -> Tensor:
-        return self.conv(feature).flatten(1).float().sigmoid()
+        return self.conv(feature).mean((2, 3)).float().sigmoid()
 
 
 class Upsampling(nn.ConvTranspose2d):

@@ -90,6 +90,16 @@ def test_both_backbones_at_256(backbone: Any, name: str) -> None:
     assert (saliency.shape, saliency.dtype) == ((50, 70), np.uint8)
 
 
+@pytest.mark.numerical
+def test_scores_of_a_larger_feature_are_the_mean_logits_of_its_windows() -> None:
+    module = SaliencyAggregation(3, 5, 4).double()
+    feature = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    windows = [feature[..., y : y + 4, x : x + 4] for y in range(3) for x in range(2)]
+    logits = torch.stack([module(window).double().logit() for window in windows]).mean(0)
+    assert module(feature).shape == (2, 5)
+    assert_close_in_norm(module(feature), logits.sigmoid(), FLOAT32)
+
+
 def test_new_layers_start_small_and_without_bias() -> None:
     network = method("MM", 20, RECIPES["published"]).build()
     for module in (network.head, network.aggregation):
