@@ -173,15 +173,6 @@ def test_columns_of_another_kind(tmp_path: Path) -> None:
         opened(path, "cam")
 
 
-def test_the_size_of_the_image_is_compared(tmp_path: Path) -> None:
-    key_folder(tmp_path, "cam")
-    sizes = {IDS[0]: (6, 8), IDS[1]: (8, 6), IDS[2]: (8, 8)}
-    found = open_artifact(tmp_path, sizes=sizes.__getitem__)
-    found.read(IDS[0])
-    with pytest.raises(HubError, match=f"image {IDS[1]} is 7 x 8 pixels, the image is 8 x 6"):
-        found.read(IDS[1])
-
-
 def _cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 

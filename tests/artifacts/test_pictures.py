@@ -82,14 +82,6 @@ def test_heat_overlay_shows_the_image_where_nothing_is_active(image):
     assert np.abs(shown[0, 0].astype(int) - (252, 255, 164)).max() < 60  # the top of the scale
 
 
-def test_label_overlay_leaves_the_background(image):
-    label = np.zeros((6, 9), np.uint8)
-    label[0, 0] = 1
-    shown = pictures.label_overlay(image, label, 1.0)
-    np.testing.assert_array_equal(shown[1:], image[1:])
-    assert tuple(shown[0, 0]) == (128, 0, 0)
-
-
 def test_shrink():
     picture = np.random.default_rng(0).integers(0, 256, (30, 60, 3), dtype=np.uint8)
     assert pictures.shrink(picture, 20).shape == (10, 20, 3)

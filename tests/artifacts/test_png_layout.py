@@ -164,13 +164,6 @@ def test_maps_of_one_image_have_one_size(tmp_path: Path, make: Make) -> None:
         found.read("2007_000032")
 
 
-def test_the_size_of_the_image_is_compared(tmp_path: Path, make: Make) -> None:
-    found = make(tmp_path, GREY, sizes=lambda image_id: (6, 8 if image_id == IDS[0] else 9))
-    found.read(IDS[0])
-    with pytest.raises(HubError, match=f"image {IDS[1]} is 6 x 8 pixels, the image is 6 x 9"):
-        found.read(IDS[1])
-
-
 def test_an_image_that_is_not_there(tmp_path: Path, make: Make) -> None:
     with pytest.raises(HubError, match=r"has no maps of image \.\./x"):
         make(tmp_path, GREY).read("../x")

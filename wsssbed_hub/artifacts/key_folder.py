@@ -27,7 +27,6 @@ from wsssbed_hub.artifacts.manifest import (
     TrainedOn,
     parse_manifest,
 )
-from wsssbed_hub.artifacts.maps import Sizes
 from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.artifacts.parquet import ParquetMaps
 from wsssbed_hub.artifacts.shard_writer import Written, require_same
@@ -84,10 +83,9 @@ def open_entry(
     manifest: Manifest,
     chosen: Chosen,
     *,
-    sizes: Sizes | None = None,
     strict: bool = False,
 ) -> ParquetMaps:
-    """Reader of one entry's maps; ``sizes`` and ``strict`` as in ``ParquetMaps``.
+    """Reader of one entry's maps; ``strict`` as in ``ParquetMaps``.
 
     Raises HubError if a file is missing or cut short, or if the images are not those that the
     manifest states.
@@ -103,7 +101,6 @@ def open_entry(
         paths,
         manifest.kind,
         name=f"{key} ({target})",
-        sizes=sizes,
         key=key,
         content=entry.content,
         strict=strict,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from wsssbed_hub.utils.progress import Progress
 MAP_KINDS = ("sal", "cam", "label")
 MAX_CLASS = 253  # class c is label c + 1, and 255 means ignored
 
-Sizes = Callable[[str], tuple[int, int]]  # image id to (height, width)
 
 _IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
@@ -95,12 +94,11 @@ class EncodedMaps(Maps):
         kind: str,
         name: str,
         *,
-        sizes: Sizes | None,
         colours: tuple[int, ...],
         strict: bool,
     ):
         self.kind, self.name = kind, name
-        self._sizes, self._colours, self._strict = sizes, colours, strict
+        self._colours, self._strict = colours, strict
 
     @abstractmethod
     def pngs(self, image_id: str) -> tuple[list[bytes], list[int]]:
@@ -135,13 +133,11 @@ class EncodedMaps(Maps):
         headers = [check_png(data, name, inflate=self._strict) for data in datas]
         sizes = {(header.height, header.width) for header in headers}
         if len(sizes) > 1:
-            raise HubError(f"{name}: the maps of its classes differ in size: {_list(sizes)}.")
+            found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
+            raise HubError(f"{name}: the maps of its classes differ in size: {found}.")
         height, width = headers[0].height, headers[0].width
         if len(datas) * height * width > 4 * MAX_PIXELS:
             raise HubError(f"{name}: {len(datas)} maps of {height} x {width} pixels are too many.")
-        if self._sizes is not None and self._sizes(image_id) != (height, width):
-            wanted = _list({self._sizes(image_id)})
-            raise HubError(f"{name} is {height} x {width} pixels, the image is {wanted}.")
         for header in headers:
             if header.colour not in self._colours:
                 raise HubError(_wrong_colour(name, self.kind, header.colour))
@@ -182,10 +178,6 @@ def check_maps(kind: str, maps: np.ndarray | Activations, name: str) -> None:
 def digest_of(maps: np.ndarray | Activations) -> str:
     """Image digest (see ``wsssbed_hub.artifacts.digests``) of what ``Maps.read`` gives."""
     return image_digest(*maps) if isinstance(maps, Activations) else image_digest(maps)
-
-
-def _list(sizes: set[tuple[int, int]]) -> str:
-    return ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
 
 
 def _wrong_colour(name: str, kind: str, colour: int) -> str:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from wsssbed_hub.artifacts.maps import (
     Activations,
     EncodedMaps,
-    Sizes,
     check_image_id,
     release_names,
 )
@@ -102,13 +101,12 @@ class ParquetMaps(EncodedMaps):
         kind: str,
         *,
         name: str,
-        sizes: Sizes | None = None,
         key: str | None = None,
         content: str | None = None,
         strict: bool = False,
     ):
         colours = (GREY, PALETTE) if kind == "label" else (GREY,)
-        super().__init__(kind, name, sizes=sizes, colours=colours, strict=strict)
+        super().__init__(kind, name, colours=colours, strict=strict)
         self.key, self.content = key, content
         self._files = list(files)
         self.stored_bytes = 0

@@ -79,11 +79,6 @@ def heat_overlay(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
     return overlay(dimmed, heat_picture(activation), 0.85 * np.sqrt(strength))
 
 
-def label_overlay(image: np.ndarray, label: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Label colours over ``image``; background pixels show the image alone."""
-    return overlay(image, label_picture(label), np.where(label == 0, 0, opacity))
-
-
 def shrink(picture: np.ndarray, longest: int, *, exact: bool = False) -> np.ndarray:
     """``picture`` (grey or RGB) with its longer side at most ``longest``; never enlarged.
 

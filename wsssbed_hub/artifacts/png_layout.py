@@ -21,7 +21,6 @@ from wsssbed_hub.artifacts.maps import (
     Activations,
     EncodedMaps,
     Maps,
-    Sizes,
     check_image_id,
     release_names,
 )
@@ -41,14 +40,14 @@ _CLASS = re.compile(r"(?P<image_id>.+)_(?P<class_id>0|[1-9][0-9]?)")
 class _Release(EncodedMaps):
     """What folder and zip share: from file names to images and classes."""
 
-    def __init__(self, path: Path, kind: str | None, sizes: Sizes | None, stems: Iterable[str]):
+    def __init__(self, path: Path, kind: str | None, stems: Iterable[str]):
         name = str(path)
         found = sorted(stems)
         if not found:
             raise HubError(f"{name} holds no PNG files.")
         if kind is not None and kind not in MAP_KINDS:
             raise UsageError(f"There are no maps of kind {kind!r}, only {', '.join(MAP_KINDS)}.")
-        super().__init__("", name, sizes=sizes, colours=(GREY,), strict=True)
+        super().__init__("", name, colours=(GREY,), strict=True)
         self.kind = kind or self._guess(found)
         if self.kind == "label":
             self._colours = (PALETTE,) if kind is None else (GREY, PALETTE)
@@ -96,7 +95,7 @@ class _Release(EncodedMaps):
 class PngFolder(_Release):
     """A folder of PNGs. ``kind`` is seen from names and colours unless it is given."""
 
-    def __init__(self, path: Path, kind: str | None = None, *, sizes: Sizes | None = None):
+    def __init__(self, path: Path, kind: str | None = None):
         self._path = path
         with os.scandir(path) as entries:
             stems = [
@@ -104,7 +103,7 @@ class PngFolder(_Release):
                 for entry in entries
                 if entry.name.endswith(".png") and not entry.name.startswith(".")
             ]
-        super().__init__(path, kind, sizes, stems)
+        super().__init__(path, kind, stems)
 
     def _bytes(self, stem: str) -> bytes:
         path = self._path / f"{stem}.png"
@@ -125,7 +124,7 @@ class PngZip(_Release):
     ``png.MAX_BYTES`` or compressed more than ``MAX_RATIO`` times.
     """
 
-    def __init__(self, path: Path, kind: str | None = None, *, sizes: Sizes | None = None):
+    def __init__(self, path: Path, kind: str | None = None):
         self._path = path
         self._archive: tuple[int, zipfile.ZipFile] | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
@@ -148,7 +147,7 @@ class PngZip(_Release):
                 f"{path} has PNGs in {len(folders)} folders, such as {folders.pop()} and "
                 f"{folders.pop()}; all maps of a zip lie in one."
             )
-        super().__init__(path, kind, sizes, self._members)
+        super().__init__(path, kind, self._members)
 
     def _open(self) -> zipfile.ZipFile:
         # A forked process would share the file's position with its parent, so each opens its own.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wsssbed_hub.artifacts.key_folder import MANIFEST, open_entry, read_manifest
 from wsssbed_hub.artifacts.keys import names_artifact
-from wsssbed_hub.artifacts.maps import Activations, Maps, Sizes, check_image_id
+from wsssbed_hub.artifacts.maps import Activations, Maps, check_image_id
 from wsssbed_hub.artifacts.parquet import ParquetMaps
 from wsssbed_hub.artifacts.png_layout import PngFolder, PngZip, write_pngs
 from wsssbed_hub.artifacts.shard_writer import Written, write_maps, write_parts
@@ -43,7 +43,6 @@ def open_artifact(
     *,
     kind: str | None = None,
     registry: Registry | str | Path | None = None,
-    sizes: Sizes | None = None,
 ) -> Maps:
     """Reader of the maps at a path, or of those that a key names.
 
@@ -51,8 +50,7 @@ def open_artifact(
     opened), or a folder or a zip of PNGs in the release layout. A text that is a key, such as
     ``sal/vst-duts``, is pulled from ``registry``, and one such as ``hf:wsssbed/sal-vst-duts`` from
     the Hub (see ``registry.pull``); write ``./sal/vst-duts`` for the folder. ``kind``
-    says what PNGs are where their names and colours do not. With ``sizes`` (image id to (height,
-    width), as ``Target.size`` gives it) every map that is read has to have that size.
+    says what PNGs are where their names and colours do not.
 
     Raises UsageError for what is none of these, for maps of another kind and for an unknown key;
     HubError for damaged or hostile files.
@@ -65,15 +63,15 @@ def open_artifact(
     if not path.exists():
         raise UsageError(f"{where} is neither a key nor a folder or zip that is there.")
     if path.is_dir() and not _is_key_folder(path):
-        return PngFolder(path, kind, sizes=sizes)
+        return PngFolder(path, kind)
     if path.is_dir():
         manifest = read_manifest(path)
         if kind not in (None, manifest.kind):
             raise UsageError(f"{manifest.key} has the kind {manifest.kind}, not {kind}.")
-        return open_entry(path, manifest, manifest.choose(target), sizes=sizes)
+        return open_entry(path, manifest, manifest.choose(target))
     if not zipfile.is_zipfile(path):
         raise HubError(f"{path} is not a zip, or its end is missing.")
-    return PngZip(path, kind, sizes=sizes)
+    return PngZip(path, kind)
 
 
 def _is_key_folder(path: Path) -> bool:
