@@ -146,11 +146,17 @@ def _refine(maps: Tensor, image: Tensor | np.ndarray, settings: CrfSettings) -> 
             f"{wanted}, not {str(image.dtype).removeprefix('torch.')} and {list(image.shape)}"
         )
     together = _images_at_once(batch, maps.device)
-    gaussian = _gaussian_term(settings, together, height, width, maps.device)
+    fixed = []
+    if settings.gaussian_weight:
+        lattice = gaussian_lattice(settings, height, width, maps.device, together)
+        fixed.append(_normalised(lattice, settings.gaussian_weight))
     results = []
     for start in range(0, batch, together):
         part = slice(start, start + together)
-        terms = [*gaussian, *_bilateral_term(settings, images[part])]
+        terms = list(fixed)
+        if settings.bilateral_weight:
+            lattice = bilateral_lattice(settings, images[part])
+            terms.append(_normalised(lattice, settings.bilateral_weight))
         rows = logits[part].permute(0, 2, 3, 1).reshape(together * height * width, -1).contiguous()
         marginals = _mean_field(rows, terms, settings.iterations)
         results.append(marginals.view(together, height, width, -1).permute(0, 3, 1, 2))
@@ -189,23 +195,20 @@ def _softmax(rows: Tensor) -> Tensor:
     return columns.div_(total).t().contiguous()
 
 
-def _gaussian_term(
-    settings: CrfSettings, batch: int, height: int, width: int, device: torch.device
-) -> list[Lattice]:
-    if not settings.gaussian_weight:
-        return []
+def gaussian_lattice(
+    settings: CrfSettings, height: int, width: int, device: torch.device, batch: int = 1
+) -> Lattice:
+    """The filter of the Gaussian term, K_g(v), over the pixels of ``batch`` images, row by row."""
     places = _places(height, width, settings.gaussian_xy, device)
-    return [_normalised(build_lattice(places.repeat(1, batch), batch), settings.gaussian_weight)]
+    return build_lattice(places.repeat(1, batch), batch)
 
 
-def _bilateral_term(settings: CrfSettings, images: Tensor) -> list[Lattice]:
-    if not settings.bilateral_weight:
-        return []
+def bilateral_lattice(settings: CrfSettings, images: Tensor) -> Lattice:
+    """The filter of the bilateral term, K_b(v), for uint8[B, H, W, 3] RGB."""
     batch, height, width, _ = images.shape
     places = _places(height, width, settings.bilateral_xy, images.device)
     colours = images.reshape(-1, 3).t().float() / settings.bilateral_rgb
-    features = torch.cat([places.repeat(1, batch), colours])
-    return [_normalised(build_lattice(features, batch), settings.bilateral_weight)]
+    return build_lattice(torch.cat([places.repeat(1, batch), colours]), batch)
 
 
 def _places(height: int, width: int, deviation: float, device: torch.device) -> Tensor:

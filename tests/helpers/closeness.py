@@ -29,8 +29,8 @@ def relative_error(got: Any, want: Any) -> float:
 
 
 def assert_close_in_norm(got: Any, want: Any, rtol: float, name: str = "it") -> None:
+    """Fails, with the relative error, unless it is below ``rtol``."""
     error = relative_error(got, want)
-    print("MEASURED", name, error, rtol)
     shapes = f"shapes {_array(got).shape} and {_array(want).shape}"
     assert error < rtol, f"{name} is {error:.2e} away in norm; {rtol:.0e} is allowed ({shapes})"
 
