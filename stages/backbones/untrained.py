@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from stages.runtime.ops import resize
 
 _GRAINS = (2, 8, 32, 64)  # pixels per side; coarse and fine together look a little like a picture
 
@@ -17,10 +18,7 @@ def calibrate_batchnorm(network: nn.Module, deviation: float) -> None:
     on the statistics of pretrained weights; without those, activations would grow or vanish from
     layer to layer. Weights loaded later bring their own. Draws from torch's generator.
     """
-    layers = [
-        F.interpolate(torch.randn(8, 3, grain, grain), (64, 64), mode="bilinear")
-        for grain in _GRAINS
-    ]
+    layers = [resize(torch.randn(8, 3, grain, grain), (64, 64)) for grain in _GRAINS]
     noise = torch.stack(layers).sum(0)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     network.eval()

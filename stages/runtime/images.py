@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+
+from stages.runtime.ops import Mode, resize
 
 MEAN_RGB = (0.485, 0.456, 0.406)
 STD_RGB = (0.229, 0.224, 0.225)
@@ -53,7 +54,7 @@ def scaled_input(rgb: np.ndarray, scale: float) -> Tensor:
     return torch.stack((image, image.flip(2)))
 
 
-def fuse(pairs: Iterable[Tensor], size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+def fuse(pairs: Iterable[Tensor], size: tuple[int, int], mode: Mode = "bilinear") -> Tensor:
     """Sum of the maps at ``size`` (height, width): float[K, H, W].
 
     Each of ``pairs`` is float[2, K, h, w]: the maps of the image and, still mirrored, those of
@@ -61,7 +62,7 @@ def fuse(pairs: Iterable[Tensor], size: tuple[int, int], mode: str = "bilinear")
     """
     total: Tensor | None = None
     for pair in pairs:
-        straight, mirrored = F.interpolate(pair.float(), size, mode=mode, align_corners=False)
+        straight, mirrored = resize(pair.float(), size, mode=mode)
         total = straight if total is None else total + straight
         total = total + mirrored.flip(2)
     if total is None:

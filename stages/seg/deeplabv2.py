@@ -34,10 +34,10 @@ from stages.backbones.caffe_resnet import CAFFE_NAMES, CaffeResNet, timm_imagene
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.runtime.batch_norm import freeze_batchnorm
-from stages.runtime.deterministic_ops import cross_entropy
 from stages.runtime.distributed import global_mean
 from stages.runtime.images import caffe_bgr
 from stages.runtime.method import Batch, Initial, Phase, Source
+from stages.runtime.ops import cross_entropy, resize
 from stages.seg import SegData, SegMethod
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import HubError
@@ -138,12 +138,12 @@ class DeepLabV2(nn.Module):
         scales = [self.single(image)]
         for scale in self.extra_scales:
             # The given factor maps the coordinates, also where it does not divide the size.
-            smaller = F.interpolate(image, scale_factor=scale, mode="bilinear")
+            smaller = resize(image, scale_factor=scale)
             scales.append(self.single(smaller))
         size = scales[0].shape[2:]
         fused = scales[0]
         for logits in scales[1:]:
-            fused = torch.maximum(fused, F.interpolate(logits, size, mode="bilinear"))
+            fused = torch.maximum(fused, resize(logits, size))
         return Logits(scales, fused)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def scale_losses(logits: Logits, label: Tensor) -> list[Tensor]:
     losses = []
     for scores in (*logits.scales, logits.fused):
         small = shrink_label(label, scores.shape[2:])
-        total = cross_entropy(scores.float(), small, ignore_index=IGNORE, reduction="sum")
+        total = cross_entropy(scores.float(), small, ignore_index=IGNORE)
         losses.append(global_mean(total, (small != IGNORE).sum()))
     return losses
 
@@ -213,7 +213,7 @@ class Crops:
         label = torch.from_numpy(labels.astype(np.int64))[None]
         scale = self.recipe.scales[rng.integers(len(self.recipe.scales))]
         height, width = (max(1, int(side * scale)) for side in labels.shape)
-        image = F.interpolate(image, (height, width), mode="bilinear")
+        image = resize(image, (height, width))
         label = shrink_label(label, (height, width))
         missing = (0, max(0, size - width), 0, max(0, size - height))
         image, label = F.pad(image, missing)[0], F.pad(label, missing, value=IGNORE)[0]
@@ -297,4 +297,4 @@ class Method(SegMethod):
         """float32[C + 1, H, W]: the maximum over the scales, at the image's size."""
         image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None]
         scores = network(image.to(next(network.parameters()).device)).float()
-        return F.interpolate(scores, rgb.shape[:2], mode="bilinear")[0]
+        return resize(scores, rgb.shape[:2])[0]

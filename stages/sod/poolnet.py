@@ -31,9 +31,9 @@ from stages.backbones.caffe_resnet import CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.runtime.batch_norm import freeze_batchnorm
-from stages.runtime.deterministic_ops import adaptive_avg_pool2d
 from stages.runtime.images import caffe_bgr, to_uint8
 from stages.runtime.method import Batch, Initial, Phase, Source
+from stages.runtime.ops import adaptive_avg_pool2d, resize
 from stages.sod import SodMethod
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.datasets import SodDataset
@@ -93,7 +93,7 @@ PUBLISHED_NAMES: Rules = (
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
+    return resize(x, like.shape[2:], align_corners=True)
 
 
 def _conv3(inputs: int, outputs: int) -> nn.Conv2d:

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stages.backbones.dilated import STRIDE, Dilated, DilatedName
 from stages.backbones.state import Rules, load_strictly
+from stages.runtime.ops import resize
 from wsssbed_hub.utils.errors import HubError
 
 SMALLEST = 1e-7  # probabilities are cut here before their logarithm
@@ -172,7 +172,7 @@ class SSNet(nn.Module):
 
 def interpolated(probability: Tensor) -> Tensor:
     """float[N, C, h, w] to [N, C, 8 h, 8 w], bilinearly; sums over the channels stay."""
-    return F.interpolate(probability, scale_factor=STRIDE, mode="bilinear")
+    return resize(probability, scale_factor=STRIDE)
 
 
 def aggregated(scores: Tensor, probability: Tensor) -> Tensor:
