@@ -93,6 +93,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
         "HF_HUB_CACHE": str(home / "hub"),
         "HF_HUB_DISABLE_XET": True,
+        "DOWNLOAD_CHUNK_SIZE": 100_000,  # what is kept of a cut download is a multiple of it
     }
     for name, value in settings.items():  # the client has read its environment long ago
         monkeypatch.setattr(constants, name, value)

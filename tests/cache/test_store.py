@@ -23,17 +23,18 @@ PATH = "voc12/1.0.0/00000.parquet"
 
 
 class Source:
-    """Gives the bytes it is told to and writes down where it was opened."""
+    """Gives the bytes it is told to and writes down from where on it was asked for them."""
 
     def __init__(self, data: bytes = BYTES, most: int | None = None):
         self.data, self.most = data, most
         self.opened: list[int] = []
 
-    def __call__(self, file: File, offset: int) -> BinaryIO:
+    def __call__(self, file: File, out: BinaryIO) -> None:
         assert file.path == PATH
+        offset = out.tell()
         self.opened.append(offset)
         end = None if self.most is None else offset + self.most
-        return io.BytesIO(self.data[offset:end])
+        shutil.copyfileobj(io.BytesIO(self.data[offset:end]), out, 1 << 20)
 
 
 @pytest.fixture
@@ -128,13 +129,13 @@ def test_a_blob_that_cannot_be_mended_is_not_kept(file: File) -> None:
 def test_several_processes_fetch_once(file: File, tmp_path: Path) -> None:
     log = tmp_path / "opened"
 
-    def open_file(file: File, offset: int) -> BinaryIO:
-        with open(log, "a") as out:
-            out.write("x")
-        return Source()(file, offset)
+    def source(file: File, out: BinaryIO) -> None:
+        with open(log, "a") as words:
+            words.write("x")
+        Source()(file, out)
 
     def fetch() -> None:
-        assert Store().fetch(file, open_file).read_bytes() == BYTES
+        assert Store().fetch(file, source).read_bytes() == BYTES
 
     assert [exit_code(pid) for pid in [in_child(fetch) for _ in range(6)]] == [0] * 6
     assert log.read_text() == "x"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_a_missing_file_is_named(tmp_path: Path, registry: FolderRegistry) -> No
     (registry.root / "wsssbed/sal-test" / SHARD).unlink()
     file = manifest.entry("1.0.0", "shapes").files[0]
     with pytest.raises(HubError, match=r"00000\.parquet cannot be read: No such file"):
-        registry.open(Key.parse("sal/test"), file)
+        registry.fetch(Key.parse("sal/test"), file, io.BytesIO())
 
 
 def test_killed_while_publishing(tmp_path: Path, registry: FolderRegistry) -> None:

@@ -151,8 +151,14 @@ def test_stopped_while_the_server_says_nothing(
     for file in range(4):
         hub.fail(storage(file), drop_after=1_000_000)
         hub.fail(storage(file), first=wait)
-    command = [sys.executable, "-m", "wsssbed_hub", "pull", "sal/many"]
-    child = subprocess.Popen([*command, "--registry", "hf:alice"], stderr=subprocess.PIPE)
+    program = """if True:
+        from huggingface_hub import constants
+        from wsssbed_hub.cli.app import main
+        constants.DOWNLOAD_CHUNK_SIZE = 100_000
+        main()
+    """
+    command = [sys.executable, "-c", program, "pull", "sal/many", "--registry", "hf:alice"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE)
     waiting.wait(60)
     start = time.monotonic()
     os.kill(child.pid, number)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import MANIFEST, check_file, read_manifest
@@ -34,15 +35,10 @@ from wsssbed_hub.utils.parallel import JOBS, Stop, at_once
 from wsssbed_hub.utils.progress import Progress, adding
 from wsssbed_hub.utils.settings import cache_folder
 
-Opener = Callable[[File, int], BinaryIO]
-"""Opens a file of an artifact for reading from an offset in bytes."""
+Fetcher = Callable[[File, BinaryIO], object]
+"""Writes a file of an artifact to a stream, whose ``tell()`` says how many of its bytes it has."""
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
 
 
 class Store:
@@ -64,7 +60,7 @@ class Store:
     def pull(
         self,
         manifest: Manifest,
-        open_file: Opener,
+        fetch: Fetcher,
         *,
         to: Path | None,
         progress: Progress | None,
@@ -73,22 +69,22 @@ class Store:
         """A key folder with all that ``manifest`` lists, every byte of it verified just now.
 
         It is ``to``, or else lies in the cache. ``jobs`` files are fetched at a time, each through
-        ``open_file`` in a thread of its own; if one fails the others stop and keep what they have.
+        ``fetch`` in a thread of its own; if one fails the others stop and keep what they have.
         Raises HubError for wrong bytes, a full disk, and if ``to`` is something else already.
         """
         files = [file for chosen in manifest.entries() for file in chosen.entry.files]
         advance = adding(progress, sum(file.size for file in files))
         check_room(self.root, sum(file.size for file in files if not self.blob(file).exists()))
 
-        def fetch(file: File, stop: Stop) -> None:
+        def get(file: File, stop: Stop) -> None:
             def step(size: int) -> None:
                 advance(size)
                 stop.check()
 
-            self.fetch(file, open_file, step, stop.wait)
+            self.fetch(file, fetch, step, stop.wait)
 
         with expect_trouble(self.root), sharing(self.blobs):  # so nothing of it is pruned now
-            at_once(fetch, files, jobs)
+            at_once(get, files, jobs)
             if to is not None:
                 return self._export(manifest, files, Path(os.path.abspath(to)))
             return self._view(manifest, files)
@@ -96,7 +92,7 @@ class Store:
     def fetch(
         self,
         file: File,
-        open_file: Opener,
+        fetch: Fetcher,
         advance: Callable[[int], None] = lambda size: None,
         waiting: Callable[[], object] | None = None,
     ) -> Path:
@@ -114,7 +110,11 @@ class Store:
                 if not _is_good(blob, file):  # while this process waited, another fetched it
                     blob.unlink(missing_ok=True)
                     try:
-                        _Fetch(file, blob, descriptor, open_file, advance).run()
+                        _complete(file, descriptor, fetch, advance)
+                        os.fsync(descriptor)
+                        os.fchmod(descriptor, 0o444)  # folders link to it: they would change too
+                        os.replace(partial, blob)
+                        sync_folder(blob.parent)
                     finally:
                         if os.fstat(descriptor).st_size == 0 and file.size:
                             partial.unlink(missing_ok=True)
@@ -197,96 +197,108 @@ def copy_checked(source: Path, goal: Path, file: File) -> None:
         raise
 
 
-class _Fetch:
-    """One file on its way into the cache; the partial file's lock is held by the caller."""
-
-    def __init__(
-        self,
-        file: File,
-        blob: Path,
-        descriptor: int,
-        open_file: Opener,
-        advance: Callable[[int], None],
-    ):
-        self.file, self.blob, self.descriptor = file, blob, descriptor
-        self.open_file, self.advance = open_file, advance
-
-    def run(self) -> None:
-        partial = self.blob.with_name(f"{self.blob.name}.partial")
-        digest, done = self._resume()
-        found = self._receive(digest, done)
-        if found != self.file.sha256 and done:
+def _complete(file: File, descriptor: int, fetch: Fetcher, advance: Callable[[int], None]) -> None:
+    """Makes the partial file whole and right, whose lock the caller holds, or raises HubError."""
+    with _Partial(file, descriptor, advance) as out:
+        had = out.tell()
+        found = _rest(file, fetch, out)
+        if found != file.sha256 and had:
             # What was left of an earlier run may be what is wrong: once more from the beginning.
-            self.advance(-os.fstat(self.descriptor).st_size)
-            os.ftruncate(self.descriptor, 0)
-            found = self._receive(hashlib.sha256(), 0)
-        if found != self.file.sha256:
-            os.ftruncate(self.descriptor, 0)
+            out.seek(0)
+            found = _rest(file, fetch, out)
+    if found != file.sha256:
+        os.ftruncate(descriptor, 0)
+        raise HubError(
+            f"{file.path}: wrong bytes. Expected {file.sha256}, received {found}. "
+            "Nothing of it was kept."
+        )
+
+
+def _rest(file: File, fetch: Fetcher, out: _Partial) -> str:
+    """The digest, once what ``out`` lacks is there."""
+    try:
+        if out.tell() < file.size:
+            fetch(file, out)  # type: ignore[arg-type]
+        if out.tell() < file.size:
             raise HubError(
-                f"{self.file.path}: wrong bytes. Expected {self.file.sha256}, received {found}. "
-                "Nothing of it was kept."
-            )
-        os.fsync(self.descriptor)
-        os.fchmod(self.descriptor, 0o444)  # folders link to it: a change would change them all
-        os.replace(partial, self.blob)
-        sync_folder(self.blob.parent)
-
-    def _resume(self) -> tuple[_Hash, int]:
-        """The hash of what is there already and its size."""
-        digest = hashlib.sha256()
-        done = os.fstat(self.descriptor).st_size
-        if done > self.file.size:
-            os.ftruncate(self.descriptor, 0)
-            return digest, 0
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        while data := os.read(self.descriptor, CHUNK):
-            digest.update(data)
-        self.advance(done)
-        return digest, done
-
-    def _receive(self, digest: _Hash, done: int) -> str:
-        os.lseek(self.descriptor, done, os.SEEK_SET)
-
-        def take(data: bytes) -> None:
-            digest.update(data)
-            write_all(self.descriptor, data)
-
-        with self.open_file(self.file, done) as source, _Aside(take) as aside:
-            while data := source.read(min(CHUNK, self.file.size - done + 1)):
-                done += len(data)
-                if done > self.file.size:
-                    return f"more than {self.file.size:,} bytes"
-                aside.put(data)
-                self.advance(len(data))
-        if done < self.file.size:
-            raise HubError(
-                f"{self.file.path} is cut short: {done:,} of {self.file.size:,} bytes came. Run it "
+                f"{file.path} is cut short: {out.tell():,} of {file.size:,} bytes came. Run it "
                 "again, it goes on from there."
             )
-        return f"sha256:{digest.hexdigest()}"
+        return out.digest()
+    except _TooLong:
+        return f"more than {file.size:,} bytes"
 
 
-class _Aside:
-    """Gives a piece to ``action`` while the next one is received; all are through on leaving."""
+class _TooLong(HubError):
+    """More bytes came than the file has."""
 
-    def __init__(self, action: Callable[[bytes], None]):
-        self._action = action
+
+class _Partial(io.RawIOBase):
+    """The partial file while it is received: counted and hashed, in a thread, as it is written.
+
+    It is written at its end; ``seek(0)`` gives up what is there.
+    """
+
+    def __init__(self, file: File, descriptor: int, advance: Callable[[int], None]):
+        self._most, self._descriptor, self._advance = file.size, descriptor, advance
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
+        self._digest, self._size = hashlib.sha256(), 0
+        if os.fstat(descriptor).st_size > file.size:
+            os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        while data := os.read(descriptor, CHUNK):
+            self._digest.update(data)
+            self._size += len(data)
+        advance(self._size)
 
-    def put(self, data: bytes) -> None:
-        """Raises what went wrong with the pieces before."""
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET or offset not in (0, self._size):
+            raise io.UnsupportedOperation("a partial file grows, or begins again")
+        if offset < self._size:
+            self._settle()
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            self._advance(-self._size)
+            self._digest, self._size = hashlib.sha256(), 0
+        return offset
+
+    def truncate(self, size: int | None = None) -> int:
+        """Nothing lies behind the place where is written."""
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Raises _TooLong beyond the size of the file, and what went wrong with earlier pieces."""
+        piece = bytes(data)
+        if self._size + len(piece) > self._most:
+            raise _TooLong
+        self._settle()
+        self._last = self._thread.submit(self._take, piece)
+        self._size += len(piece)
+        self._advance(len(piece))
+        return len(piece)
+
+    def _take(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        write_all(self._descriptor, piece)
+
+    def _settle(self) -> None:
         if self._last is not None:
             self._last.result()
-        self._last = self._thread.submit(self._action, data)
 
-    def __enter__(self) -> _Aside:
-        return self
+    def digest(self) -> str:
+        self._settle()
+        return f"sha256:{self._digest.hexdigest()}"
 
-    def __exit__(self, kind: object, *error: object) -> None:
+    def close(self) -> None:
         self._thread.shutdown()
-        if kind is None and self._last is not None:
-            self._last.result()
+        super().close()
 
 
 def _is_good(blob: Path, file: File) -> bool:

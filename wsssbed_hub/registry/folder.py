@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,14 @@ from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.cache.store import copy_checked
 from wsssbed_hub.registry.publish_plan import Plan, Transfer
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
-from wsssbed_hub.utils.files import check_room, exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.files import (
+    CHUNK,
+    check_room,
+    exclusive,
+    expect_trouble,
+    sync_folder,
+    write_whole,
+)
 from wsssbed_hub.utils.progress import Progress, share
 
 
@@ -65,15 +73,16 @@ class FolderRegistry:
             raise HubError(f"{folder / MANIFEST} speaks of {manifest.key}, not of {key}.")
         return manifest
 
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """``file`` of ``key`` for reading from ``offset`` on. Raises HubError if it is missing."""
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
+        """Writes what ``out`` lacks of ``file``. Raises HubError if it is missing."""
         path = self._folder(key) / file.path
         try:
-            stream = open(path, "rb")  # noqa: SIM115  # the caller closes it
-            stream.seek(offset)
+            stream = open(path, "rb")  # noqa: SIM115  # what is raised below is of ``out``
         except OSError as error:
             raise HubError(f"{path} cannot be read: {error.strerror}.") from None
-        return stream
+        with stream:
+            stream.seek(out.tell())
+            shutil.copyfileobj(stream, out, CHUNK)
 
     def publish(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None

@@ -52,7 +52,7 @@ class IndexRegistry:
             raise UsageError(f"There is no {key.unversioned} in {self}.{near}")
         return read_index_file(self._path(key), self.root)
 
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
         """Raises HubError: there are no files here, their entries say where they are."""
         raise HubError(f"{self} holds manifests only: {file.path} of {key} is not in it.")
 

@@ -80,12 +80,12 @@ class Registries:
         entries |= {chosen[:2]: chosen for chosen in manifest.entries()}
         return manifest.with_entries(entries.values())
 
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
         """The file, of the registry in which ``find`` found the key; the entries of the index name
         places elsewhere."""
         if key.unversioned not in self._found:
             self.find(key)
-        return self._found[key.unversioned].open(key, file, offset)
+        self._found[key.unversioned].fetch(key, file, out)
 
     def publish(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None

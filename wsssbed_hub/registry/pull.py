@@ -15,7 +15,7 @@ from wsssbed_hub.artifacts.key_folder import Verified, open_entry, read_manifest
 from wsssbed_hub.artifacts.keys import HUB, Key, names_artifact
 from wsssbed_hub.artifacts.manifest import Chosen, File, HubSource, Manifest
 from wsssbed_hub.artifacts.png_layout import write_pngs
-from wsssbed_hub.cache.store import Opener, Store
+from wsssbed_hub.cache.store import Fetcher, Store
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.registry.multi import Registries, configured, split
@@ -50,8 +50,9 @@ class Registry(Protocol):
     def find(self, key: Key) -> Manifest:
         """Raises UsageError for a key that is not there, naming keys that look alike."""
 
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """A stream of the file's bytes from ``offset`` on. They are not trusted."""
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
+        """Writes to ``out``, which has ``out.tell()`` of the file's bytes, the rest of them, or
+        after ``out.seek(0)`` all. Nobody trusts them."""
 
     def publish(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None
@@ -169,9 +170,9 @@ def pull(
     manifest, chosen = _narrow(place.find(wanted), wanted, target)
 
     store = Store()
-    open_file = _opener(place, wanted, chosen)
+    fetch = _fetcher(place, wanted, chosen)
     if is_url_only(chosen.entry):
-        manifest, open_file = from_url(
+        manifest, fetch = from_url(
             manifest,
             chosen,
             store=store,
@@ -184,7 +185,7 @@ def pull(
     steps = 2 if as_ == "png" else 1
     folder = store.pull(
         manifest,
-        open_file,
+        fetch,
         to=Path(to) if to is not None and as_ == "parquet" else None,
         progress=share(progress, 0, size, steps * size),
         jobs=jobs or JOBS,
@@ -195,15 +196,15 @@ def pull(
     return write_pngs(maps, Path(to), progress=share(progress, size, size, 2 * size))
 
 
-def _opener(place: Registry, key: Key, chosen: Chosen) -> Opener:
-    """What opens the files of an entry: they are beside the manifest, or on the Hub at a commit."""
+def _fetcher(place: Registry, key: Key, chosen: Chosen) -> Fetcher:
+    """Fetches the files of an entry: from beside the manifest, or from the Hub at a commit."""
     source = chosen.entry.source
     if isinstance(source, HubSource):
         from wsssbed_hub.registry.hub.repository import HubRepository
 
         repository, commit = HubRepository(source.repo), source.commit
-        return lambda file, offset: repository.open(file.path, commit, offset, file.size)
-    return lambda file, offset: place.open(key, file, offset)
+        return lambda file, out: repository.fetch(file.path, commit, out)
+    return lambda file, out: place.fetch(key, file, out)
 
 
 def _check_form(key: Key, as_: str, to: str | Path | None) -> None:

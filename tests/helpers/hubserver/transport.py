@@ -153,6 +153,8 @@ class Transport(BaseHTTPRequestHandler):
         return start, end
 
     def _begin(self, size: int, headers: dict[str, str]) -> tuple[int, int]:
+        if self.fault.lose_answer:
+            raise Cut
         part = self._range(size)
         start, end = part or (0, size)
         self.send_response(206 if part else 200)

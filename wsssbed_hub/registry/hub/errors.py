@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
 
 TRIES = 5
 LONGEST_WAIT = 120.0  # seconds; who is told to wait longer is better told than kept waiting
-_PASSING = (408, 429, 500, 502, 503, 504)
+_FAILING = (500, 502, 503, 504)
+_PASSING = (408, 429, *_FAILING)
 _SIGN_IN = "`hf auth login`, or HF_TOKEN in the environment"
 
 T = TypeVar("T")
+
+_OURS: ContextVar[bool] = ContextVar("_OURS", default=False)
+"""Whether the client is called by us: it has one session and one log for all of the process."""
 
 
 class Missing(UsageError):
@@ -45,7 +51,9 @@ class Offline(HubError):
     """HF_HUB_OFFLINE is set."""
 
 
-def patiently(action: Callable[[], T]) -> T:
+def patiently(
+    action: Callable[[], T], waiting: Callable[[Exception, int], float | None] | None = None
+) -> T:
     """The result of ``action``, which is tried again while what goes wrong may pass by itself.
 
     It waits as long as the Hub says, or 1, 2, 4 and 8 seconds. Not for what changes something: that
@@ -55,35 +63,49 @@ def patiently(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            wait = waiting_time(error, attempt)
+            wait = (waiting or may_pass)(error, attempt)
             if wait is None:
                 raise
         time.sleep(wait)
     return action()
 
 
-def waiting_time(error: Exception, attempt: int) -> float | None:
+def may_pass(error: Exception, attempt: int) -> float | None:
     """Seconds after which another try makes sense; None if it does not, or not so soon."""
     from httpx2 import TransportError
+
+    if isinstance(error, TransportError):
+        return float(2 ** min(attempt, 3))
+    return _asked_to_wait(error, attempt, _PASSING)
+
+
+def server_fails(error: Exception, attempt: int) -> float | None:
+    """As ``may_pass``, for what the client does not try again by itself where it downloads."""
+    return _asked_to_wait(error, attempt, _FAILING)
+
+
+def _asked_to_wait(error: Exception, attempt: int, statuses: tuple[int, ...]) -> float | None:
     from huggingface_hub.errors import HfHubHTTPError
 
-    wait = float(2 ** min(attempt, 3))
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in _PASSING:
-        told = told_to_wait(error.response.headers)
-        wait = wait if told is None else told
-        return wait if wait <= LONGEST_WAIT else None
-    return wait if isinstance(error, TransportError) else None
+    if not isinstance(error, HfHubHTTPError) or error.response.status_code not in statuses:
+        return None
+    told = told_to_wait(error.response.headers)
+    wait = float(2 ** min(attempt, 3)) if told is None else told
+    return wait if wait <= LONGEST_WAIT else None
 
 
-def refuse_long_waits(response: Response) -> None:
-    """Raises what the client would, at once, where its next try would come too late.
-
-    It tries what it sends several times by itself, and waits for as long as it is told to.
-    """
+def _refuse_long_waits(response: Response) -> None:
+    """Raises at once what the client would after its last try, if the next came too late: it waits
+    for as long as it is told to."""
     from huggingface_hub.utils import hf_raise_for_status
 
-    if response.status_code in _PASSING and (told_to_wait(response.headers) or 0) > LONGEST_WAIT:
+    passing = _OURS.get() and response.status_code in _PASSING
+    if passing and (told_to_wait(response.headers) or 0) > LONGEST_WAIT:
         hf_raise_for_status(response)
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not _OURS.get()
 
 
 def told_to_wait(headers: Mapping[str, str]) -> float | None:
@@ -103,10 +125,22 @@ def told_to_wait(headers: Mapping[str, str]) -> float | None:
 
 
 @contextmanager
-def said_plainly(name: str) -> Iterator[None]:
-    """Turns what the Hub's client raises about the repository (or namespace) ``name`` into a
-    HubError that says what to do: Missing, Conflict, Passing or Offline if it is one of these.
-    Tokens never get into it."""
+def client_call(name: str) -> Iterator[None]:
+    """Calls of the Hub's client about the repository (or namespace) ``name``.
+
+    What it raises becomes a HubError that says what to do: Missing, Conflict, Passing or Offline if
+    it is one of these. Tokens never get into it, and the client's warnings, which name signed URLs,
+    not to the terminal.
+    """
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    if _refuse_long_waits not in hooks["response"]:
+        session.event_hooks = hooks | {"response": [*hooks["response"], _refuse_long_waits]}
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_not_ours)
+    ours = _OURS.set(True)
     try:
         yield
     except HubError:
@@ -116,6 +150,23 @@ def said_plainly(name: str) -> Iterator[None]:
         if said is None:
             raise
         raise said from None
+    finally:
+        _OURS.reset(ours)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keeps the bars that the client shows as it uploads from the terminal."""
+    from huggingface_hub import utils
+
+    if utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def _explain(error: BaseException, name: str) -> HubError | None:
@@ -138,6 +189,8 @@ def _explain(error: BaseException, name: str) -> HubError | None:
         return HubError(f"{name}: to publish there sign in first: {_SIGN_IN}.")
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a file's upload
         return _explain(error.__cause__, name)
+    if isinstance(error, OSError) and error.errno is None:  # Xet's, or a file that is incomplete
+        return Passing(f"{name}: {_clean(str(error))} Run it again, it goes on.")
     if isinstance(error, RuntimeError | ValueError):
         return HubError(f"{name}: the Hub's client gave up: {_clean(str(error))}")
     return None

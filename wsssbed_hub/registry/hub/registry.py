@@ -24,11 +24,18 @@ from wsssbed_hub.artifacts.keys import HUB, KINDS, Key, Version
 from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_manifest
 from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.registry.hub.card import TAG, dataset_card
-from wsssbed_hub.registry.hub.errors import LONGEST_WAIT, TRIES, Conflict, Missing, Offline, Passing
+from wsssbed_hub.registry.hub.errors import (
+    LONGEST_WAIT,
+    TRIES,
+    Conflict,
+    Missing,
+    Offline,
+    Passing,
+    no_bars,
+)
 from wsssbed_hub.registry.hub.repository import (
     MAIN,
     HubRepository,
-    addition,
     file_addition,
     list_repositories,
 )
@@ -129,32 +136,30 @@ class HubRegistry:
             raise UsageError(f"{self} is not an artifact: it has no {MANIFEST}.")
         return manifest.parsed_key
 
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """``file`` of ``key`` from ``offset`` on, at the commit at which ``find`` saw it.
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
+        """Writes what ``out`` lacks of ``file``, at the commit at which ``find`` saw it.
 
-        What the connection does in between is mended. Raises HubError where that does not help.
+        Cut connections are mended. Raises HubError where that does not help.
         """
         repository = self.repository(key)
         state = self._seen.get(repository.name) or self._look(repository)
-        return repository.open(file.path, state.commit, offset, file.size)
+        repository.fetch(file.path, state.commit, out)
 
     def _look(self, repository: HubRepository) -> State:
         """The state now, at the registry's revision; offline, the one that was seen last."""
         remembered = self._memory(repository)
         try:
-            commit = repository.head(self._revision)
+            commit, data = repository.read(MANIFEST, self._revision, MAX_BYTES)
+            text = data.decode(errors="replace")
+            seen = {"commit": commit, "manifest": text}
+            write_whole(remembered, json.dumps(seen).encode())
+        except Missing:
+            return State(repository.head(self._revision), None)
         except Offline:
             if not remembered.exists():
                 raise
             seen = json.loads(remembered.read_bytes())
             commit, text = str(seen["commit"]), str(seen["manifest"])
-        else:
-            try:
-                text = repository.read(MANIFEST, commit, MAX_BYTES + 1).decode(errors="replace")
-            except Missing:
-                return State(commit, None)
-            seen = {"commit": commit, "manifest": text}
-            write_whole(remembered, json.dumps(seen).encode())
         state = State(commit, parse_manifest(text, f"{repository}/{MANIFEST}"))
         self._seen[repository.name] = state
         return state
@@ -273,17 +278,20 @@ class _Sender:
         in that state any more, and Unanswered if that cannot be told.
         """
 
+        from huggingface_hub import CommitOperationAdd
+
         def upload(transfer: Transfer, stop: Stop) -> None:
             self._upload(*transfer, stop, pull_request)
 
         missing = self.plan.missing(state.manifest)
-        at_once(upload, [pair for pair in missing if pair.there.path not in self._sent])
+        with no_bars():
+            at_once(upload, [pair for pair in missing if pair.there.path not in self._sent])
         paths = [new.path for _, new in missing]
         card = dataset_card(merged, self.repository.name)
         additions = [
             *(self._sent[path] for path in paths),
-            addition(MANIFEST, merged.dump().encode()),
-            addition("README.md", card.encode()),
+            CommitOperationAdd(MANIFEST, merged.dump().encode()),
+            CommitOperationAdd("README.md", card.encode()),
         ]
         title = "Publish " + ", ".join(str(key) for key in self.plan.keys)
         try:
@@ -322,7 +330,7 @@ class _Sender:
 def _targets(repository: HubRepository, commit: str, version: str) -> set[str]:
     """The targets that a version has at a commit."""
     try:
-        text = repository.read(MANIFEST, commit, MAX_BYTES + 1)
+        _, text = repository.read(MANIFEST, commit, MAX_BYTES)
         return set(parse_manifest(text, f"{repository}@{commit}").versions.get(version, {}))
     except HubError:
         return set()

@@ -18,7 +18,7 @@ from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest
 from wsssbed_hub.artifacts.manifest import Chosen, Entry, File, Manifest, UrlSource
 from wsssbed_hub.artifacts.png_layout import PngZip
 from wsssbed_hub.artifacts.shard_writer import Written, write_maps
-from wsssbed_hub.cache.store import Opener, Store
+from wsssbed_hub.cache.store import Fetcher, Store
 from wsssbed_hub.evaluation.inspect import (
     Expectation,
     MapStatistics,
@@ -52,7 +52,7 @@ def from_url(
     data_root: Path | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
-) -> tuple[Manifest, Opener]:
+) -> tuple[Manifest, Fetcher]:
     """The manifest of just ``chosen`` with its files, which are in ``store`` when this returns.
 
     The lists of its target are looked for below ``data_root`` (``$WSSSBED_DATA``, else ``/data``).
@@ -70,11 +70,11 @@ def from_url(
         converted = fetch.converted() or fetch.run(data_root, processes, guard)
     record = fetch.home / MANIFEST
 
-    def open_file(file: File, offset: int) -> BinaryIO:
+    def fetch_again(file: File, out: BinaryIO) -> None:
         record.unlink(missing_ok=True)
         raise HubError(f"{file.path} was damaged in the cache. Run it again to fetch it anew.")
 
-    return converted, open_file
+    return converted, fetch_again
 
 
 class _Fetch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
@@ -132,14 +132,17 @@ class UrlRegistry:
         except HubError:
             return ""
 
-    def open(self, key: Key, file: File, offset: int = 0) -> BinaryIO:
-        """``file`` of ``key`` from ``offset`` on. Raises HubError if it is not there."""
-        return _Stream(self, self.path(key, file.path), file, offset)  # type: ignore[return-value]
-
-    def open_path(self, path: str, name: str, offset: int) -> Any:
-        """The driver's file, at ``offset``."""
-        with self.trouble(name):
-            return self._open(path, offset)
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
+        """Writes what ``out`` lacks of ``file``. Raises HubError if it is not there."""
+        with self.trouble(file.path):
+            stream = self._open(self.path(key, file.path), out.tell())
+        with closing(stream):
+            while True:
+                with self.trouble(file.path):
+                    data = bytes(stream.read(CHUNK))
+                if not data:
+                    break
+                out.write(data)
 
     def _read(self, path: str) -> bytes:
         """The file at ``path``, as much of it as a manifest may have."""
@@ -226,27 +229,6 @@ class UrlRegistry:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return _IN_URL.sub(r"\1\2", text).rstrip(".")[:300]
-
-
-class _Stream:
-    """A driver's file, with its errors said plainly."""
-
-    def __init__(self, registry: UrlRegistry, path: str, file: File, offset: int):
-        self._registry, self._name = registry, file.path
-        self._stream = registry.open_path(path, file.path, offset)
-
-    def read(self, size: int = -1) -> bytes:
-        with self._registry.trouble(self._name):
-            return bytes(self._stream.read(size))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def without_secrets(url: str) -> str:
