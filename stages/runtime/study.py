@@ -31,7 +31,7 @@ from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, Provenance, Result
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import Target
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.utils.errors import UsageError
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 
@@ -194,13 +194,13 @@ def measure_segmentation(
     refines: bool = False,
     threads: int = 1,
 ) -> Score:
-    """The scores over images of val (see ``SegmentationScore.as_dict``), by all processes.
+    """The scores over images of val (see ``SegmentationMetrics.as_dict``), by all processes.
 
     ``predict`` takes uint8[H, W, 3]. If it ``refines``, a field ``crf`` holds the same scores of
     what came of it. That is made on the CPU, by so many ``threads`` of each process, while the
     network goes on.
     """
-    raw, refined = (SegmentationScore(target.num_classes) for _ in range(2))
+    raw, refined = (SegmentationMetrics(target.num_classes) for _ in range(2))
     truth = target.ground_truth(VAL)
     share = image_ids[distributed.rank() :: distributed.size()]
     waiting: deque[tuple[str, np.ndarray, Future[np.ndarray]]] = deque()
@@ -241,7 +241,7 @@ def _single_threads(number: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)  # threads that start later take the number set last
 
 
-def of_all_processes(score: SegmentationScore, images: int, device: torch.device) -> Score:
+def of_all_processes(score: SegmentationMetrics, images: int, device: torch.device) -> Score:
     """``score.as_dict()`` when every process has scored its share of ``images`` images."""
     counts = torch.from_numpy(score.confusion).to(device)
     score.confusion = distributed.all_sum(counts).cpu().numpy()

@@ -29,8 +29,8 @@ from stages.ssnet._training import Study, has_saliency, has_segmentation
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, Result
 from wsssbed_hub.datasets import SOD_DATASETS, SodDataset, open_sod_dataset
-from wsssbed_hub.evaluation.metrics import SegmentationScore
-from wsssbed_hub.evaluation.saliency_metrics import SSNetSaliencyScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
+from wsssbed_hub.evaluation.saliency_metrics import SSNetSaliencyMetrics
 
 BENCHMARKS = ("ecssd", "pascal-s", "hku-is", "sod", "duts-te")
 SYNTHETIC = dict.fromkeys(("shapes", "shapes-coco"), ("shapes-te",))
@@ -40,8 +40,8 @@ CRF_SETTINGS = SSNET
 PROTOCOL = "SSNet's protocol"
 
 Score = dict[str, Any]
-"""``segmentation``: see ``SegmentationScore.as_dict``; ``saliency``: by benchmark, ``raw`` and
-``crf``, the measures of ``SSNetSaliencyScore``. What was not measured is absent."""
+"""``segmentation``: see ``SegmentationMetrics.as_dict``; ``saliency``: by benchmark, ``raw`` and
+``crf``, the measures of ``SSNetSaliencyMetrics``. What was not measured is absent."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Notes:
 
 
 def _segmentation(study: Study, trained: Trained) -> Score:
-    score = SegmentationScore(study.target.num_classes)
+    score = SegmentationMetrics(study.target.num_classes)
     truth = study.target.ground_truth(VAL)
     share = study.val_ids[distributed.rank() :: distributed.size()]
     with progress("measuring mIoU", len(share), "image") as show:
@@ -164,7 +164,7 @@ def _segmentation(study: Study, trained: Trained) -> Score:
 
 
 def _saliency(benchmark: Benchmark, trained: Trained) -> Score:
-    scores = {kind: SSNetSaliencyScore(resize=None) for kind in (RAW, CRF)}
+    scores = {kind: SSNetSaliencyMetrics(resize=None) for kind in (RAW, CRF)}
     share = benchmark.image_ids[distributed.rank() :: distributed.size()]
     with progress(f"measuring saliency on {benchmark.name}", len(share), "image") as show:
         for done, image_id in enumerate(share, start=1):
@@ -178,9 +178,9 @@ def _saliency(benchmark: Benchmark, trained: Trained) -> Score:
     return {kind: _together(score).result() for kind, score in scores.items()}
 
 
-def _together(score: SSNetSaliencyScore) -> SSNetSaliencyScore:
+def _together(score: SSNetSaliencyMetrics) -> SSNetSaliencyMetrics:
     """The score over the images of all processes."""
-    total = SSNetSaliencyScore(resize=None)
+    total = SSNetSaliencyMetrics(resize=None)
     for part in distributed.gathered(score):
         total.merge(part)
     return total

@@ -148,10 +148,8 @@ def start(out: Path, as_: str, seconds: float) -> subprocess.Popen[bytes]:
 
 
 def wait_for(there: Any, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
     while not there():
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
@@ -188,7 +186,7 @@ def test_killed(tmp_path: Path, as_: Any) -> None:
 
 def test_two_runs_at_once(tmp_path: Path) -> None:
     processes = [start(tmp_path / "a", "png", 0.005) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait() for process in processes] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     for image_id, label in open_artifact(tmp_path / "a"):
         np.testing.assert_array_equal(label, expected(image_id))

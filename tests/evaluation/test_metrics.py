@@ -9,7 +9,7 @@ import conformance
 import numpy as np
 import pytest
 
-from wsssbed_hub.evaluation.metrics import CONVENTIONS, SegmentationScore, class_iou, mean_iou
+from wsssbed_hub.evaluation.metrics import CONVENTIONS, SegmentationMetrics, class_iou, mean_iou
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 INPUTS, OUTPUTS = conformance.load("metrics-segmentation")
@@ -26,8 +26,8 @@ REJECTED_ON_PURPOSE = {("voc_pred255_low", "stream"), ("voc_pred255_low", "crf_s
 RATIO = 1e-9  # the case's tolerance
 
 
-def score_set(name: str, **options: Any) -> SegmentationScore:
-    score = SegmentationScore(int(INPUTS[f"{name}.n_classes"]) - 1, **options)
+def score_set(name: str, **options: Any) -> SegmentationMetrics:
+    score = SegmentationMetrics(int(INPUTS[f"{name}.n_classes"]) - 1, **options)
     number = 0
     while f"{name}.gt{number}" in INPUTS:
         score.add(INPUTS[f"{name}.pred{number}"], INPUTS[f"{name}.gt{number}"], f"image{number}")
@@ -71,7 +71,7 @@ def test_reference_case(name: str, program: Any) -> None:
 
 def test_where_the_conventions_part() -> None:
     """Class 0 halved, class 1 right, class 2 only predicted, class 3 nowhere."""
-    score = SegmentationScore(3)
+    score = SegmentationMetrics(3)
     score.add(np.array([[0, 2, 1, 1]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8), "a")
     assert [score.mean_iou(convention) for convention in CONVENTIONS] == pytest.approx(
         [(0.5 + 1 + 0) / 3, (0.5 + 1) / 2, (0.5 + 1 + 0 + 0) / 4, np.nan], nan_ok=True
@@ -81,7 +81,7 @@ def test_where_the_conventions_part() -> None:
 
 
 def test_missed_pixels_are_false_negatives_and_no_false_positives() -> None:
-    score = SegmentationScore(1, undecided="missed")
+    score = SegmentationMetrics(1, undecided="missed")
     score.add(
         np.array([[0, 255, 1, 255, 255]], np.uint8), np.array([[0, 0, 1, 1, 255]], np.uint8), "a"
     )
@@ -122,7 +122,7 @@ GOOD = np.array([[0, 1, 2]], np.uint8)
 def test_what_is_no_prediction_is_named_and_not_counted(
     prediction: np.ndarray, truth: np.ndarray, words: str
 ) -> None:
-    score = SegmentationScore(2)
+    score = SegmentationMetrics(2)
     score.add(GOOD, GOOD, "first")
     with pytest.raises(HubError, match=f"^2007_000032: .*{words}"):
         score.add(prediction, truth, "2007_000032")
@@ -131,7 +131,7 @@ def test_what_is_no_prediction_is_named_and_not_counted(
 
 
 def test_other_values_are_an_error_even_where_255_is_missed() -> None:
-    score = SegmentationScore(2, undecided="missed")
+    score = SegmentationMetrics(2, undecided="missed")
     with pytest.raises(HubError, match=r"value 254, and classes go from 0 to 2\.$"):
         score.add(np.array([[0, 254, 255]], np.uint8), GOOD, "a")
 
@@ -142,11 +142,11 @@ def test_other_values_are_an_error_even_where_255_is_missed() -> None:
 )
 def test_options(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        SegmentationScore(**{"num_classes": 2, **options})
+        SegmentationMetrics(**{"num_classes": 2, **options})
 
 
 def test_as_json() -> None:
-    score = SegmentationScore(3)
+    score = SegmentationMetrics(3)
     empty = json.loads(json.dumps(score.as_dict(), allow_nan=False))
     assert empty["miou"] is None
     assert empty["pixel_accuracy"] is None

@@ -16,7 +16,7 @@ from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import Target, make_shapes, open_target
 from wsssbed_hub.evaluation.labelling import ingredient
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.registry.open_artifact import Activations, Maps, open_artifact
 from wsssbed_hub.registry.pull import open_registry
 from wsssbed_hub.report.comparison import Comparison, compare, make_report
@@ -214,7 +214,7 @@ def test_labels_made_elsewhere_have_a_row_with_their_network(
     }
     own = rows["label/joint-shapes@1.0.0"].own
     truth = open_target("shapes", data).ground_truth("train_aug")
-    expected = SegmentationScore(len(compared.target.classes), undecided="missed")
+    expected = SegmentationMetrics(len(compared.target.classes), undecided="missed")
     for name, label in truth:
         expected.add(np.asarray(joint.read(name)), np.asarray(label), name)
     assert own is not None

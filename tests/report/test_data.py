@@ -18,7 +18,7 @@ from reports import (
 )
 
 from wsssbed_hub.artifacts.manifest import Result
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.report import Report, row_of, saliency_score, segmentation_score
 from wsssbed_hub.utils.text import MOST, printable
@@ -69,7 +69,7 @@ def test_row_of_is_what_labelling_and_scoring_gives():
     found = row_of("a", curve(150), "train", activations="cam/cam", fixed=PUBLISHED)
     for score in (found.fixed, found.best):
         assert score is not None
-        direct = SegmentationScore(2, undecided="missed")
+        direct = SegmentationMetrics(2, undecided="missed")
         for image_id, label in truth().maps.items():
             maps = activations().read(image_id)
             sal = saliency(150).read(image_id)

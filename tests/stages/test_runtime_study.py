@@ -19,7 +19,7 @@ from stages.runtime.study import (
     write_json,
 )
 from wsssbed_hub.artifacts.digests import list_digest
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.utils.errors import UsageError
 
 HOW = {"split": "val", "initial": "random"}
@@ -72,7 +72,7 @@ def test_several_seeds_state_their_mean_and_each_its_own() -> None:
 
 
 def test_one_process_has_the_whole_score() -> None:
-    score = SegmentationScore(2)
+    score = SegmentationMetrics(2)
     label = np.array([[0, 1], [2, 2]], np.uint8)
     score.add(label, label, "one")
     expected = score.as_dict() | {"images": 5}

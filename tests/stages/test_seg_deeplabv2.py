@@ -34,7 +34,7 @@ from stages.seg.deeplabv2 import (
 from wsssbed_hub.artifacts.key_folder import read_manifest
 from wsssbed_hub.artifacts.manifest import Entry, Result
 from wsssbed_hub.datasets import open_target
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 
@@ -191,14 +191,14 @@ def means(entry: Entry) -> list[Result]:
     return [result for result in entry.results if result.metric == "mIoU"]
 
 
-def measured(shapes: Path, weights: Path, crf: bool) -> SegmentationScore:
+def measured(shapes: Path, weights: Path, crf: bool) -> SegmentationMetrics:
     """The score of stored weights, with the CRF of the published configuration written out."""
     target = open_target("shapes", shapes)
     method = Method(RECIPES["shapes"], Path(), target.num_classes)
     network = method.build()
     network.load_state_dict(load_file(weights))
     network.eval()
-    score, truth = SegmentationScore(target.num_classes), target.ground_truth("val")
+    score, truth = SegmentationMetrics(target.num_classes), target.ground_truth("val")
     for image_id in target.image_ids("val"):
         rgb = target.read_image(image_id)
         with torch.inference_mode():

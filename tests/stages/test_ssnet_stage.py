@@ -18,7 +18,7 @@ from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 from wsssbed_hub.artifacts.manifest import Entry, Result
 from wsssbed_hub.datasets import SOD_DATASETS, open_sod_dataset, open_target
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.evaluation.score import score_saliency
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.utils.errors import HubError, UsageError
@@ -94,7 +94,7 @@ def test_the_measures_are_those_of_the_network(mm: Bench) -> None:
     method, network = mm.network("MM")
     target = open_target("shapes", mm.data_root)
     truth = target.ground_truth("val")
-    score = SegmentationScore(6)
+    score = SegmentationMetrics(6)
     for image_id in target.image_ids("val"):
         predicted = method.segmentation(network, target.read_image(image_id))
         score.add(predicted, np.asarray(truth.read(image_id)), image_id)

@@ -22,7 +22,7 @@ from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 from wsssbed_hub.artifacts.manifest import Entry
 from wsssbed_hub.datasets import open_target
-from wsssbed_hub.evaluation.metrics import SegmentationScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.utils.errors import HubError, UsageError
 
@@ -327,7 +327,7 @@ def test_the_measured_iou_is_that_of_the_weights(bench: Bench, tmp_path: Path) -
     network.load_state_dict(load_file(folder / "shapes/1.0.0/model.safetensors"))
     target = open_target("shapes", bench.common["data_root"])
     truth = target.ground_truth("val")
-    score = SegmentationScore(6)
+    score = SegmentationMetrics(6)
     for image_id in target.image_ids("val"):
         logits = method.logits(network, target.read_image(image_id))
         score.add(logits.argmax(0).numpy().astype(np.uint8), truth.read(image_id), image_id)

@@ -90,7 +90,7 @@ def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return ratio(np.where(counted, values, 0).sum(axis=-1), counted.sum(axis=-1))
 
 
-class SegmentationScore:
+class SegmentationMetrics:
     """Collects predictions, image by image, and knows the measures of what it has seen.
 
     ``num_classes`` is C, background not counted: label maps hold 0..C. ``undecided="missed"``

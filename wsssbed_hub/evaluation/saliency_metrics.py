@@ -1,9 +1,10 @@
 """Saliency measures, in the two protocols whose numbers are in the literature.
 
-``SaliencyScore`` is what the field reports today, computed by PySODMetrics. ``SSNetSaliencyScore``
-is the protocol behind Tables 1, 2 and 6 of SSNet (Zeng et al., "Joint Learning of Saliency
-Detection and Weakly Supervised Semantic Segmentation", ICCV 2019), which its paper does not define
-and its published program does. Numbers of one are not to be compared with numbers of the other.
+``SaliencyMetrics`` are what the field reports today, computed by PySODMetrics.
+``SSNetSaliencyMetrics`` are the protocol behind Tables 1, 2 and 6 of SSNet (Zeng et al., "Joint
+Learning of Saliency Detection and Weakly Supervised Semantic Segmentation", ICCV 2019), which its
+paper does not define and its published program does. Numbers of one are not to be compared with
+numbers of the other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MEASURES = ("mae", "f", "s", "e", "weighted_f")
 BETA_SQUARED = 0.3  # weight of precision against recall, in both protocols
 
 
-class SaliencyScore:
+class SaliencyMetrics:
     """Mean over images of MAE, F, S, E and weighted F, as PySODMetrics defines them.
 
     Truth is salient where its grey value exceeds 128. A map is stretched to [0, 1] first (a
@@ -118,7 +119,7 @@ class SaliencyScore:
         return curves
 
 
-class SSNetSaliencyScore:
+class SSNetSaliencyMetrics:
     """MAE and F as SSNet's published program (zengxianyu/jsws, evaluate_sal.py) computes them.
 
     Truth is salient wherever its grey value is not 0: soft edges count. A map is stretched to
@@ -165,7 +166,7 @@ class SSNetSaliencyScore:
         self._max_f += float(f_measure(precision, recall).max())
         self.images += 1
 
-    def merge(self, other: SSNetSaliencyScore) -> None:
+    def merge(self, other: SSNetSaliencyMetrics) -> None:
         """Counts the images of ``other`` as well: work may be shared among processes."""
         self._precision += other._precision
         self._recall += other._recall

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsssbed_hub.evaluation.curves import MapReader, require_ids
-from wsssbed_hub.evaluation.metrics import SegmentationScore
-from wsssbed_hub.evaluation.saliency_metrics import MEASURES, SaliencyScore, SSNetSaliencyScore
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics
+from wsssbed_hub.evaluation.saliency_metrics import MEASURES, SaliencyMetrics, SSNetSaliencyMetrics
 from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def score_labels(
     num_classes: int,
     undecided: bool,
     progress: Progress | None = None,
-) -> SegmentationScore:
+) -> SegmentationMetrics:
     """The score of label maps over all images of ``ground_truth``.
 
     ``labels`` and ``ground_truth`` give uint8[H, W], 0 background, c + 1 class c; the truth may be
@@ -32,7 +32,7 @@ def score_labels(
 
     Raises HubError for missing images, values that are no class and unequal sizes.
     """
-    score = SegmentationScore(num_classes, undecided="missed" if undecided else "error")
+    score = SegmentationMetrics(num_classes, undecided="missed" if undecided else "error")
     for image_id, truth in _with_truth(labels, "labels", ground_truth, progress):
         score.add(labels.read(image_id), truth, image_id)
     return score
@@ -73,12 +73,12 @@ def score_saliency(
 
     ``protocol`` is ``sod`` (PySODMetrics: 256 thresholds, mean of F; with S, E and weighted F) or
     ``ssnet`` (the SSNet paper's program: 21 thresholds, F of the means). ``measures`` are those of
-    ``SaliencyScore`` to compute under ``sod``.
+    ``SaliencyMetrics`` to compute under ``sod``.
 
     Raises HubError for missing images and unequal sizes.
     """
-    score: SaliencyScore | SSNetSaliencyScore
-    score = SSNetSaliencyScore() if protocol == "ssnet" else SaliencyScore(measures)
+    score: SaliencyMetrics | SSNetSaliencyMetrics
+    score = SSNetSaliencyMetrics() if protocol == "ssnet" else SaliencyMetrics(measures)
     for image_id, mask in _with_truth(maps, "saliency maps", truth, progress):
         score.add(maps.read(image_id), mask, image_id)
     return score.result()

@@ -51,7 +51,7 @@ def label_score(
 
 
 def own_label_score(
-    score: metrics.SegmentationScore, split: str, image_list: str | None = None
+    score: metrics.SegmentationMetrics, split: str, image_list: str | None = None
 ) -> OwnLabelScore:
     """Labels that were made elsewhere; ``score`` counts 255 as missed, over all of ``split``."""
     return OwnLabelScore(

@@ -19,7 +19,7 @@ from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.manifest import Chosen, Ingredient, Manifest, Result
 from wsssbed_hub.datasets import NotThere, open_target
 from wsssbed_hub.evaluation.curves import ThresholdCurve, threshold_curve
-from wsssbed_hub.evaluation.metrics import SegmentationScore, class_iou, mean_iou
+from wsssbed_hub.evaluation.metrics import SegmentationMetrics, class_iou, mean_iou
 from wsssbed_hub.evaluation.pseudo_label import published
 from wsssbed_hub.evaluation.saliency_metrics import MEASURES
 from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
@@ -106,7 +106,7 @@ class Recomputation:
         self.manifest, self.chosen, self.maps = manifest, chosen, maps
         self.data_root, self.registry = data_root, registry
         self._curves: dict[_Way, ThresholdCurve] = {}
-        self._scores: dict[str, SegmentationScore] = {}
+        self._scores: dict[str, SegmentationMetrics] = {}
         self._measures: dict[str, dict[str, float]] = {}
 
     def claims(self) -> Iterator[Claim]:
@@ -203,7 +203,7 @@ class Recomputation:
         except HubError as error:
             raise CannotTell(f"the ground truth is not at hand: {error}") from None
 
-    def labels(self, split: str) -> SegmentationScore:
+    def labels(self, split: str) -> SegmentationMetrics:
         """The score of label maps; ignored pixels count as misses."""
         assert self.maps is not None
         if split not in self._scores:
