@@ -20,7 +20,7 @@ from stages.runtime.artifacts import (
     train_and_write,
     without_gradients,
 )
-from stages.runtime.method import Method, Phase
+from stages.runtime.method import Image, Method, Phase
 from stages.runtime.options import WHERE, TrainOptions
 from stages.runtime.session import setup
 from stages.runtime.training import Trained
@@ -69,11 +69,12 @@ class CamMethod(Method):
     def phases(self, network: Any, data: CamData) -> Iterator[Phase]: ...
 
     @abstractmethod
-    def activations(self, network: Any, rgb: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        """Activation maps uint8[K, H, W] of the classes int64[K] of one image uint8[H, W, 3].
+    def activations(self, network: Any, image: Image, data: CamData) -> np.ndarray:
+        """Activation maps uint8[K, H, W] of an image and its classes, ``image.class_ids``.
 
-        Called with the network in eval mode, in float32, without gradients; the network's
-        parameters tell the device.
+        ``data`` are the images that the network was trained on, for methods that look at related
+        ones or at saliency. Called with the network in eval mode, in float32, without gradients;
+        the network's parameters tell the device.
         """
 
 
@@ -103,6 +104,7 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
         settings["saliency"] = used.digest
         key += f"-{artifact_name(saliency)}"
         folder += f"-{artifact_name(saliency)}"
+    data = CamData(target, ids, saliency)
     images = len(ids) if options.weights is None else None
     source = TrainedOn(dataset=target.name, images=images, supervision="image labels")
     train_and_write(
@@ -119,10 +121,10 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
         "cam",
         options.out / "runs" / folder,
         make=lambda scratch: method(session.recipe, scratch, target.num_classes),
-        data=CamData(target, ids, saliency),
+        data=data,
         settings=settings,
         lists=lists,
-        produce=lambda trained, image_id: _activations(trained, target, image_id),
+        produce=lambda trained, image_id: _activations(trained, data, image_id),
     )
 
 
@@ -136,9 +138,10 @@ def _saliency(stage: str, method: type[CamMethod], options: Options) -> Maps | N
     return open_maps(options.sal, options.target, "sal")
 
 
-def _activations(trained: Trained, target: Target, image_id: str) -> Activations:
-    class_ids = np.array(target.image_labels(image_id), np.int64)
+def _activations(trained: Trained, data: CamData, image_id: str) -> Activations:
+    class_ids = np.array(data.image_labels(image_id), np.int64)
     maps = without_gradients(
-        lambda rgb: trained.method.activations(trained.network, rgb, class_ids), target, image_id
+        lambda image: trained.method.activations(trained.network, image, data),
+        Image(image_id, data.read_image(image_id), class_ids),
     )
     return Activations(maps, class_ids)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from stages.cam import CamData, CamMethod
 from stages.runtime.augment import colour_jitter, random_crop, resize_long_side
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.images import imagenet_rgb, multi_scale_maps
-from stages.runtime.method import Batch, Initial, Phase, Source, poly
+from stages.runtime.method import Batch, Image, Initial, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
 
 
@@ -146,11 +147,13 @@ class Method(CamMethod):
         licence="Apache-2.0",
     )
     recipes = RECIPES
-    initial = Initial(
-        "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",
-        "an MXNet model of https://github.com/itijyou/ademxapp; converted to PyTorch at "
-        "https://github.com/visinf/1-stage-wseg",
-    )
+    initial: ClassVar[Mapping[str, Initial]] = {
+        "backbone": Initial(
+            "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",
+            "an MXNet model of https://github.com/itijyou/ademxapp; converted to PyTorch at "
+            "https://github.com/visinf/1-stage-wseg",
+        )
+    }
     recipe: Recipe
 
     def build(self) -> Classifier:
@@ -163,7 +166,7 @@ class Method(CamMethod):
             network.backbone.freeze_early()
         return network
 
-    def load_initial(self, network: Classifier, state: Mapping[str, Tensor]) -> None:
+    def load_initial(self, network: Classifier, state: Mapping[str, Tensor], name: str) -> None:
         """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
         network.backbone.load_initial(state, "The initial ResNet-38")
 
@@ -196,11 +199,12 @@ class Method(CamMethod):
             loss=loss,
         )
 
-    def activations(
-        self, network: Classifier, rgb: np.ndarray, class_ids: np.ndarray
-    ) -> np.ndarray:
+    def activations(self, network: Classifier, image: Image, data: CamData) -> np.ndarray:
         """uint8[K, H, W]: summed over scales and mirror images, divided by the maximum."""
         device = network.classifier.weight.device
         return multi_scale_maps(
-            lambda image: network.maps(image.to(device)), rgb, class_ids, self.recipe.scales
+            lambda pair: network.maps(pair.to(device)),
+            image.rgb,
+            image.class_ids,
+            self.recipe.scales,
         )

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from stages.runtime import distributed
 from stages.runtime.determinism import reseed
+from stages.runtime.method import Image
 from stages.runtime.options import OutputOptions
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import provenance
@@ -23,11 +25,12 @@ from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete, finished
 from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import Ingredient, Method, Provenance, Result, TrainedOn
-from wsssbed_hub.artifacts.shard_writer import PART, Written
+from wsssbed_hub.artifacts.shard_writer import PART, Written, read_record
 from wsssbed_hub.datasets import Target
 from wsssbed_hub.registry.open_artifact import (
     Activations,
     Maps,
+    ParquetMaps,
     open_artifact,
     write_maps,
     write_parts,
@@ -153,21 +156,8 @@ def write_artifact(
     Images that an earlier command finished are not produced again.
     """
     ids = list(artifact.image_ids or ())
-    rank, processes = distributed.rank(), distributed.size()
     settings = artifact.settings
-    share = sum(place // PART % processes == rank for place in range(len(ids)))
-    title = f"writing {artifact.key}" + (f", 1 of {processes} processes" if processes > 1 else "")
-    with progress(title, share, "image") as show:
-        write_parts(
-            artifact.folder,
-            kind,
-            ids,
-            produce,
-            settings=settings,
-            part=(rank, processes),
-            progress=lambda done, _: show(done, ""),
-        )
-    distributed.barrier()
+    _write_shares(artifact.folder, kind, ids, produce, settings, artifact.key)
 
     def finish() -> None:
         written = write_maps(artifact.folder, kind, ids, produce, settings=settings)
@@ -177,21 +167,72 @@ def write_artifact(
     say(f"{artifact.key}@{artifact.options.version}: {len(ids):,} images in {artifact.folder}")
 
 
-def without_gradients(
-    make: Callable[[np.ndarray], np.ndarray], target: Target, image_id: str
-) -> np.ndarray:
+def write_scratch_maps(
+    folder: Path,
+    kind: str,
+    image_ids: Sequence[str],
+    network: nn.Module,
+    produce: Callable[[str], np.ndarray | Activations],
+) -> Maps:
+    """Make maps of these images by all processes, for use between phases, and open them.
+
+    For ``Phase.prepare``: ``network`` is in eval mode meanwhile, without gradients. ``folder`` is
+    below the method's ``scratch``, another one for each set of maps; images that an interrupted
+    call finished there are not produced again. Every process must see the same files.
+    """
+    training = network.training
+    network.eval()
+
+    def one(image_id: str) -> np.ndarray | Activations:
+        reseed("maps", image_id)
+        with torch.inference_mode():
+            return produce(image_id)
+
+    _write_shares(folder, kind, image_ids, one, {}, folder.name)
+    distributed.on_main(lambda: write_maps(folder, kind, image_ids, one, settings={}))
+    network.train(training)
+    written = read_record(folder)
+    files = [written.folder / file.name for file in written.files]
+    return ParquetMaps(files, kind, name=folder.name)
+
+
+def _write_shares(
+    folder: Path,
+    kind: str,
+    ids: Sequence[str],
+    produce: Callable[[str], np.ndarray | Activations],
+    settings: Mapping[str, Any],
+    name: str,
+) -> None:
+    """Every process writes its share; when this returns, all of it is there."""
+    rank, processes = distributed.rank(), distributed.size()
+    share = sum(place // PART % processes == rank for place in range(len(ids)))
+    title = f"writing {name}" + (f", 1 of {processes} processes" if processes > 1 else "")
+    with progress(title, share, "image") as show:
+        write_parts(
+            folder,
+            kind,
+            ids,
+            produce,
+            settings=settings,
+            part=(rank, processes),
+            progress=lambda done, _: show(done, ""),
+        )
+    distributed.barrier()
+
+
+def without_gradients(make: Callable[[Image], np.ndarray], image: Image) -> np.ndarray:
     """The maps that ``make`` gives for one image, the same whatever was made before.
 
     Raises HubError if they have not the size of the image.
     """
-    rgb = target.read_image(image_id)
-    reseed("maps", image_id)
+    reseed("maps", image.id)
     with torch.inference_mode():
-        maps = make(rgb)
-    if maps.shape[-2:] != rgb.shape[:2]:
+        maps = make(image)
+    if maps.shape[-2:] != image.rgb.shape[:2]:
         raise HubError(
-            f"The method made maps of {maps.shape[-2:]} (height, width) of image {image_id}, "
-            f"which is {rgb.shape[:2]}."
+            f"The method made maps of {maps.shape[-2:]} (height, width) of image {image.id}, "
+            f"which is {image.rgb.shape[:2]}."
         )
     return maps
 
@@ -231,7 +272,7 @@ def list_ingredient(role: str, name: str, ids: Sequence[str]) -> Ingredient:
     return Ingredient(role=role, file=f"{name}, {len(ids):,} images", digest=list_digest(ids))
 
 
-def open_maps(where: str, target: str, kind: str) -> Maps:
+def open_maps(where: str, target: str | None, kind: str) -> Maps:
     """The maps that an option names. Raises UsageError if they are of another kind."""
     maps = open_artifact(where, target, kind=kind)
     if maps.kind != kind:

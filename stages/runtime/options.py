@@ -18,7 +18,7 @@ from wsssbed_hub.utils.errors import UsageError, did_you_mean
 from wsssbed_hub.utils.options import refuse
 
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
-_OF_TRAINING = {"init", "seed", "seeds", "steps", "epochs", "batch_size", "amp", "checkpoint_every"}
+_OF_TRAINING = {"seed", "seeds", "steps", "epochs", "batch_size", "amp", "checkpoint_every"}
 
 OptionsType = TypeVar("OptionsType", bound="OutputOptions")
 
@@ -92,10 +92,11 @@ class TrainOptions(OutputOptions):
         typer.Option(help="A trained checkpoint, ours or the authors': nothing is trained."),
     ] = None
     init: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Initial weights: a file, `timm` (from the Hub cache) or `random`.",
-            metavar="FILE|timm|random",
+            help="Initial weights: a file, `timm` (from the Hub cache) or `random`; of several, "
+            "each by its name, repeatable.",
+            metavar="[NAME=]FILE|timm|random",
         ),
     ] = None
     deterministic: Annotated[

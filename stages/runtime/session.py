@@ -15,14 +15,14 @@ from stages.runtime import distributed
 from stages.runtime.checkpoint import read_tensors
 from stages.runtime.determinism import compute_exactly
 from stages.runtime.device import check_amp, choose_device
-from stages.runtime.method import Method
+from stages.runtime.method import Initial, Method
 from stages.runtime.options import TrainOptions, choose_recipe
 from stages.runtime.progress import say
 from stages.runtime.provenance import environment
 from stages.runtime.trainer import TrainConfig
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.manifest import Environment
-from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 
 _WORKERS = 8  # at most, unless asked for: more rarely pay
 
@@ -36,6 +36,14 @@ class InitialWeights:
     digest: str | None = None
     """Of the file."""
     read: Callable[[Method], Mapping[str, Tensor]] | None = None
+    """None for random weights."""
+    frozen: bool = False
+    """Whether they are a helper's, which the trained weights do not hold."""
+
+    @property
+    def what(self) -> str:
+        """What settings call them."""
+        return self.digest or self.name
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,19 @@ class Session:
     device: torch.device
     environment: Environment
     recipe: Any
-    initial: InitialWeights | None
-    """None with ``--weights``: nothing is trained."""
+    initial: Mapping[str, InitialWeights]
+    """By name. With ``--weights`` only those of frozen helpers: nothing is trained."""
     settings: dict[str, Any]
     """What the result depends on, as far as the options tell."""
+
+    @property
+    def initial_names(self) -> str | None:
+        """What the training starts from, in words; None with ``--weights``."""
+        if self.options.weights is not None:
+            return None
+        if len(self.initial) == 1:
+            return next(iter(self.initial.values())).name
+        return ", ".join(f"{name}: {weights.name}" for name, weights in self.initial.items())
 
     def resuming(self) -> Session:
         """This session without ``--fresh``."""
@@ -81,15 +98,22 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
         epochs=options.epochs,
         batch_size=options.batch_size,
     )
-    initial = None
+    given = dict(_named(method, text) for text in options.init or ())
+    initial = _initial_weights(method, recipe, given, frozen_only=options.weights is not None)
+    started_from = {name: weights.what for name, weights in initial.items()}
     if options.weights is not None:
+        if given.keys() - initial.keys():
+            raise UsageError("With --weights nothing is trained; leave --init out.")
         settings = _settings_of_weights(options.recipe, options.weights, changes)
+        if started_from:
+            settings["helpers"] = started_from
     else:
-        initial = _initial_weights(method, recipe, options.init)
-        fields = {name: value for name, value in asdict(recipe).items() if name != "initial"}
+        known = {"initial", *(f"initial_{name}" for name in method.initial)}
+        recorded = {name: value for name, value in asdict(recipe).items() if name not in known}
+        one = next(iter(started_from.values())) if len(started_from) == 1 else None
         settings = {
-            "recipe": {"name": options.recipe} | fields,
-            "initial": initial.digest or initial.name,
+            "recipe": {"name": options.recipe} | recorded,
+            "initial": one or started_from,
             "amp": options.amp,
         }
     device, words = choose_device(options.device)
@@ -108,27 +132,63 @@ def _settings_of_weights(recipe: str, path: Path, changes: Mapping[str, Any]) ->
     return {"weights": file_digest(path), "recipe": {"name": recipe} | dict(changes)}
 
 
-def _initial_weights(method: type[Method], recipe: Any, given: str | None) -> InitialWeights:
-    name = method.card.name
-    if given is None:
-        given = {"none": "random", "timm": "timm"}.get(getattr(recipe, "initial", "none"))
-    if given is None:
-        wanted = ""
-        if method.initial is not None:
-            wanted = f": {method.initial.file} ({method.initial.where})"
-        raise UsageError(
-            f"This recipe of {name} starts from pretrained weights{wanted}. Name them with --init "
-            "FILE. --init timm takes what timm has in the Hub cache, --init random starts from "
-            "nothing; both depart from the published training."
-        )
-    if given == "random":
-        return InitialWeights("random")
-    if given == "timm":
-        return InitialWeights("timm", read=lambda built: built.timm_weights())
-    path = Path(given)
+def _initial_weights(
+    method: type[Method], recipe: Any, given: Mapping[str, str], *, frozen_only: bool
+) -> dict[str, InitialWeights]:
+    """What ``--init`` (``given``, by name) and the recipe say. Raises UsageError for what is
+    missing, HubError for a file that is not there."""
+    found = {}
+    for name, initial in _known(method).items():
+        frozen = initial is not None and initial.frozen
+        if frozen_only and not frozen:
+            continue
+        field = f"initial_{name}" if len(method.initial) > 1 else "initial"
+        by_recipe = {"none": "random", "timm": "timm"}.get(getattr(recipe, field, "none"))
+        choice = given.get(name) or by_recipe
+        if choice is None:
+            raise UsageError(_how_to_name(method, name, initial))
+        found[name] = _chosen(name, choice, frozen=frozen)
+    return found
+
+
+def _known(method: type[Method]) -> Mapping[str, Initial | None]:
+    return method.initial or {"weights": None}  # that of a method that starts from nothing
+
+
+def _named(method: type[Method], text: str) -> tuple[str, str]:
+    """Name and value of ``--init``. Raises UsageError for a name that the method has not."""
+    known = _known(method)
+    name, equals, value = text.partition("=")
+    if equals and name in known:
+        return name, value
+    if len(known) == 1:
+        return next(iter(known)), text
+    raise UsageError(
+        f"--init {text}: {method.card.name} starts from several files. Write NAME=FILE, with one "
+        f"of the names {', '.join(known)}.{did_you_mean(name, known) if equals else ''}"
+    )
+
+
+def _how_to_name(method: type[Method], name: str, initial: Initial | None) -> str:
+    wanted = "" if initial is None else f": {initial.file} ({initial.where})"
+    which = f"{name}=" if len(method.initial) > 1 else ""
+    return (
+        f"This recipe of {method.card.name} starts from pretrained weights{wanted}. Name them with "
+        f"--init {which}FILE. --init {which}timm takes what timm has in the Hub cache, --init "
+        f"{which}random starts from nothing; both depart from the published training."
+    )
+
+
+def _chosen(name: str, choice: str, *, frozen: bool) -> InitialWeights:
+    if choice == "random":
+        return InitialWeights("random", frozen=frozen)
+    if choice == "timm":
+        return InitialWeights("timm", read=lambda built: built.timm_weights(name), frozen=frozen)
+    path = Path(choice)
     if not path.is_file():
-        raise HubError(f"--init {given}: there is no such file (nor is it `timm` or `random`).")
-    return InitialWeights(path.name, file_digest(path), lambda built: read_tensors(path))
+        raise HubError(f"--init {choice}: there is no such file (nor is it `timm` or `random`).")
+    digest = file_digest(path)
+    return InitialWeights(path.name, digest, lambda built: read_tensors(path), frozen)
 
 
 def _workers() -> int:

@@ -21,7 +21,7 @@ import torch
 
 from stages.runtime import distributed
 from stages.runtime.artifacts import SELECTION, Artifact
-from stages.runtime.method import Method
+from stages.runtime.method import Image, Method
 from stages.runtime.options import TrainOptions
 from stages.runtime.progress import progress, say
 from stages.runtime.provenance import provenance
@@ -187,7 +187,7 @@ Predicted = tuple[np.ndarray, Callable[[], np.ndarray] | None]
 def measure_segmentation(
     target: Target,
     image_ids: Sequence[str],
-    predict: Callable[[np.ndarray], Predicted],
+    predict: Callable[[Image], Predicted],
     device: torch.device,
     *,
     title: str = "measuring mIoU",
@@ -196,7 +196,7 @@ def measure_segmentation(
 ) -> Score:
     """The scores over images of val (see ``SegmentationMetrics.as_dict``), by all processes.
 
-    ``predict`` takes uint8[H, W, 3]. If it ``refines``, a field ``crf`` holds the same scores of
+    If ``predict`` ``refines``, a field ``crf`` holds the same scores of
     what came of it. That is made on the CPU, by so many ``threads`` of each process, while the
     network goes on.
     """
@@ -213,7 +213,7 @@ def measure_segmentation(
         for image_id in share:
             rgb, expected = target.read_image(image_id), np.asarray(truth.read(image_id))
             with torch.inference_mode():
-                label, refine = predict(rgb)
+                label, refine = predict(Image(image_id, rgb))
             raw.add(label, expected, image_id)
             if refine is not None:
                 waiting.append((image_id, expected, pool.submit(refine)))

@@ -83,6 +83,7 @@ def trained_network(
         say(f"trained before: {run.weights}")
         run.check_weights()
         load_weights(network, run.weights)
+        _load_initial(session, method, network, frozen_only=True)
     return _at_rest(session, method, network, run.made_from, now=now)
 
 
@@ -93,19 +94,24 @@ def _load_given(
     network = method.build()
     load_weights(network, path)
     ingredient = Ingredient(role="weights", file=path.name, digest=session.settings["weights"])
-    return _at_rest(session, method, network, [ingredient], now=False)
+    helpers = _load_initial(session, method, network)
+    return _at_rest(session, method, network, [*helpers, ingredient], now=False)
 
 
-def _load_initial(session: Session, method: Method, network: nn.Module) -> list[Ingredient]:
-    initial = session.initial
-    if initial is None or initial.read is None:
-        return []
-    state = initial.read(method)
-    method.load_initial(network, state)
-    digest = initial.digest
-    if digest is None:
-        digest = "sha256:" + hashlib.sha256(weights_bytes(state)).hexdigest()
-    return [Ingredient(role="initial-weights", file=initial.name, digest=digest)]
+def _load_initial(
+    session: Session, method: Method, network: nn.Module, *, frozen_only: bool = False
+) -> list[Ingredient]:
+    found = []
+    for name, initial in session.initial.items():
+        if initial.read is None or (frozen_only and not initial.frozen):
+            continue
+        state = initial.read(method)
+        method.load_initial(network, state, name)
+        digest = initial.digest
+        if digest is None:
+            digest = "sha256:" + hashlib.sha256(weights_bytes(state)).hexdigest()
+        found.append(Ingredient(role="initial-weights", file=initial.name, digest=digest))
+    return found
 
 
 def _at_rest(

@@ -21,7 +21,7 @@ from stages.runtime.artifacts import (
     list_ingredient,
     open_maps,
 )
-from stages.runtime.method import Method, Phase
+from stages.runtime.method import Image, Method, Phase
 from stages.runtime.options import WHERE, SeveralTrainings
 from stages.runtime.progress import progress, say
 from stages.runtime.session import Session, setup
@@ -48,8 +48,10 @@ from wsssbed_hub.datasets import Target, open_target
 from wsssbed_hub.evaluation.curves import require_ids
 from wsssbed_hub.evaluation.labelling import ingredient
 from wsssbed_hub.registry.open_artifact import Maps
+from wsssbed_hub.utils.errors import HubError
 
 GROUND_TRUTH = "ground-truth"
+IGNORED = 255
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,19 @@ class SegData:
         return self.target.read_image(image_id)
 
     def read_label(self, image_id: str) -> np.ndarray:
-        """uint8[H, W]: 0 background, c + 1 class c, 255 ignored."""
-        return np.asarray(self.labels.read(image_id))
+        """uint8[H, W]: 0 background, c + 1 class c, 255 ignored.
+
+        Raises HubError for a class that the target has not.
+        """
+        label = np.asarray(self.labels.read(image_id))
+        unknown = np.unique(label[(label > self.num_classes) & (label != IGNORED)])
+        if unknown.size:
+            raise HubError(
+                f"{self.labels.name}: the label of {image_id} has the value {unknown[0]}, and "
+                f"{self.target.name} has {self.num_classes} classes: 0 background, 1 to "
+                f"{self.num_classes}, 255 ignored. Were these labels made for another target?"
+            )
+        return label
 
 
 class SegMethod(Method):
@@ -89,8 +102,8 @@ class SegMethod(Method):
     def phases(self, network: Any, data: SegData) -> Iterator[Phase]: ...
 
     @abstractmethod
-    def logits(self, network: Any, rgb: np.ndarray) -> Tensor:
-        """float32[C + 1, H, W] of one image uint8[H, W, 3], background first.
+    def logits(self, network: Any, image: Image) -> Tensor:
+        """float32[C + 1, H, W] of an image, background first.
 
         Called with the network in eval mode, in float32, without gradients; the network's
         parameters tell the device.
@@ -243,9 +256,9 @@ class _Request:
     def _measure(self, trained: Trained) -> Score:
         crf = self.crf
 
-        def predict(rgb: np.ndarray) -> Predicted:
-            logits = trained.method.logits(trained.network, rgb)
-            refine = None if crf is None else partial(crf.labels, logits.cpu(), rgb)
+        def predict(image: Image) -> Predicted:
+            logits = trained.method.logits(trained.network, image)
+            refine = None if crf is None else partial(crf.labels, logits.cpu(), image.rgb)
             return decide(logits), refine
 
         return measure_segmentation(
@@ -261,24 +274,23 @@ class _Request:
     def write_result(self, scores: Mapping[Seed, Score]) -> dict[str, Any]:
         """``result.json``: mean and standard error over the seeds, and each seed's own scores."""
         found = summary(scores, self.data.target.classes, self.crf)
-        initial = self._initial
         settings = self._all_settings
-        known = {"settings": settings, "images": len(self.val), "initial_weights": initial}
+        known = {
+            "settings": settings,
+            "images": len(self.val),
+            "initial_weights": self.session.initial_names,
+        }
         write_json(self.folder / "result.json", found | known)
         return found
-
-    @property
-    def _initial(self) -> str | None:
-        return self.session.initial.name if self.session.initial else None
 
     def stated(self, scores: Mapping[Seed, Score], seed: Seed) -> list[Result]:
         """What the manifest of one seed's weights states, with the same again of a CRF's labels."""
         of = (seed, self.data.target.classes, self.val)
-        found = segmentation_results(scores, *of, initial=self._initial)
+        found = segmentation_results(scores, *of, initial=self.session.initial_names)
         if self.crf is not None:
             note = f"CRF {self.crf.preset}"
             found += segmentation_results(
-                with_crf(scores), *of, initial=self._initial, crf=True, note=note
+                with_crf(scores), *of, initial=self.session.initial_names, crf=True, note=note
             )
         return found
 

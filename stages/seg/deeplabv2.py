@@ -36,7 +36,7 @@ from stages.backbones.untrained import calibrate_batchnorm
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.distributed import global_mean
 from stages.runtime.images import caffe_bgr
-from stages.runtime.method import Batch, Initial, Phase, Source
+from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.runtime.ops import cross_entropy, resize
 from stages.seg import SegData, SegMethod
 from wsssbed_hub.artifacts import manifest
@@ -234,10 +234,12 @@ class Method(SegMethod):
     )
     recipes = RECIPES
     published_crf: ClassVar[Mapping[str, str]] = {"voc12": "deeplab"}
-    initial = Initial(
-        "deeplabv1_resnet101-coco.pth",
-        "a Caffe model; how to get and convert it: https://github.com/kazuto1011/deeplab-pytorch",
-    )
+    initial: ClassVar[Mapping[str, Initial]] = {
+        "backbone": Initial(
+            "deeplabv1_resnet101-coco.pth",
+            "a Caffe model; how to get and convert it: https://github.com/kazuto1011/deeplab-pytorch",
+        )
+    }
     recipe: Recipe
 
     def build(self) -> DeepLabV2:
@@ -250,11 +252,11 @@ class Method(SegMethod):
             freeze_batchnorm(network)
         return network
 
-    def load_initial(self, network: DeepLabV2, state: Mapping[str, Tensor]) -> None:
+    def load_initial(self, network: DeepLabV2, state: Mapping[str, Tensor], name: str) -> None:
         """The backbone, for BGR, 0..255, minus the mean, in Caffe's or torchvision's names."""
         network.backbone.load_initial(state, "The initial ResNet")
 
-    def timm_weights(self) -> Mapping[str, Tensor]:
+    def timm_weights(self, name: str) -> Mapping[str, Tensor]:
         """ImageNet instead of COCO, torchvision's instead of Caffe's: see ``timm_imagenet``."""
         return timm_imagenet(101)
 
@@ -293,8 +295,8 @@ class Method(SegMethod):
             accumulate=recipe.accumulate,
         )
 
-    def logits(self, network: DeepLabV2, rgb: np.ndarray) -> Tensor:
+    def logits(self, network: DeepLabV2, image: Image) -> Tensor:
         """float32[C + 1, H, W]: the maximum over the scales, at the image's size."""
-        image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None]
-        scores = network(image.to(next(network.parameters()).device)).float()
-        return resize(scores, rgb.shape[:2])[0]
+        pixels = torch.from_numpy(caffe_bgr(image.rgb, MEAN_BGR))[None]
+        scores = network(pixels.to(next(network.parameters()).device)).float()
+        return resize(scores, image.rgb.shape[:2])[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,29 +16,76 @@ from stages.runtime.artifacts import (
     Artifact,
     images_of,
     list_ingredient,
+    open_maps,
     require_count,
     train_and_write,
     without_gradients,
 )
-from stages.runtime.method import Method, Phase
-from stages.runtime.options import TrainOptions
+from stages.runtime.method import Image, Method, Phase
+from stages.runtime.options import WHERE, TrainOptions
 from stages.runtime.session import setup
+from stages.runtime.training import Trained
 from wsssbed_hub.artifacts.manifest import Supervision, TrainedOn
-from wsssbed_hub.datasets import SodDataset, open_sod_dataset, open_target
+from wsssbed_hub.datasets import (
+    SOD_DATASETS,
+    SodDataset,
+    Target,
+    open_sod_dataset,
+    open_sod_images,
+    open_target,
+)
+from wsssbed_hub.datasets.image_files import read_rgb
+from wsssbed_hub.evaluation.curves import require_ids
+from wsssbed_hub.evaluation.labelling import ingredient
+from wsssbed_hub.registry.open_artifact import Maps
+from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
+
+MASKS: Supervision = "pixel masks"
+
+
+@dataclass(frozen=True)
+class SodData:
+    """The images that a saliency model is trained on, with masks or with hand-crafted maps."""
+
+    name: str
+    image_paths: Mapping[str, Path]
+    masks: SodDataset | None = None
+    """None for methods that are trained without."""
+    maps: Mapping[str, Maps] = field(default_factory=dict)
+    """Hand-crafted saliency maps of these images, by the names in ``SodMethod.takes_maps``."""
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """In ascending order."""
+        return sorted(self.image_paths)
+
+    def read_image(self, image_id: str) -> np.ndarray:
+        """uint8[H, W, 3], RGB."""
+        return read_rgb(self.image_paths[image_id])
+
+    def read_mask(self, image_id: str) -> np.ndarray:
+        """uint8[H, W], 0..255. Raises HubError if it has not the size of the image."""
+        if self.masks is None:
+            raise HubError(f"{self.name}: this method is trained without masks, and reads one.")
+        return self.masks.read_mask(image_id)
 
 
 class SodMethod(Method):
     """A saliency model: one file in this folder with a class ``Method`` derived from this one."""
 
-    supervision: ClassVar[Supervision] = "pixel masks"
-    """What of the SOD dataset supervises the training. With masks the key names the dataset."""
+    supervision: ClassVar[Supervision] = MASKS
+    """What of the SOD dataset supervises the training. With masks the key names the dataset;
+    without, none need be there, and the images of a target will do."""
+    takes_maps: ClassVar[Mapping[str, bool]] = {}
+    """Hand-crafted saliency maps of the training images that ``--maps NAME=…`` gives, by name, and
+    whether they must be given (else the method makes them itself)."""
 
     @abstractmethod
-    def phases(self, network: Any, data: SodDataset) -> Iterator[Phase]: ...
+    def phases(self, network: Any, data: SodData) -> Iterator[Phase]: ...
 
     @abstractmethod
-    def saliency(self, network: Any, rgb: np.ndarray) -> np.ndarray:
-        """The saliency map uint8[H, W] of one image uint8[H, W, 3].
+    def saliency(self, network: Any, image: Image) -> np.ndarray:
+        """The saliency map uint8[H, W] of an image.
 
         Called with the network in eval mode, in float32, without gradients; the network's
         parameters tell the device.
@@ -55,6 +104,19 @@ class Options(TrainOptions):
             show_default="that which methods are trained on",
         ),
     ] = None
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Hand-crafted maps of the training images, for methods that learn from them: "
+            f"{WHERE}; repeatable.",
+            metavar="NAME=MAPS",
+        ),
+    ] = None
+
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        yield from super().useless()
+        if self.weights is not None:
+            yield ["maps"], "With --weights nothing is trained"
 
 
 def run(stage: str, method: type[SodMethod], options: Options) -> None:
@@ -68,44 +130,95 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
     ids = images_of(target, split, options.limit)
     lists = [list_ingredient("target-list", f"{target.name} {split}", ids)]
     settings = session.settings
-    dataset = None
+    data = None
     if options.weights is None:
-        dataset = open_sod_dataset(options.data, options.data_root)
-        require_count(dataset.name, len(dataset.image_ids), dataset.spec.count, dataset.name)
-        data_list = list_ingredient("training-list", dataset.name, dataset.image_ids)
-        lists.insert(0, data_list)
+        data = _training_data(method, options)
+        data_list = list_ingredient("training-list", data.name, data.image_ids)
+        used = {name: ingredient(maps) for name, maps in data.maps.items()}
+        lists = [data_list, *used.values(), *lists]
         settings = settings | {
             "seed": options.seed,
             "data": options.data,
             "data_list": data_list.digest,
         }
+        if used:
+            settings["maps"] = {name: maps.digest for name, maps in used.items()}
     train_and_write(
         session,
-        _artifact(stage, method, options, dataset, {**settings, "split": split}, ids),
+        _artifact(stage, method, options, data, {**settings, "split": split}, ids),
         "sal",
         options.out / "runs" / f"{stage}-{options.data}",
         make=lambda scratch: method(session.recipe, scratch),
-        data=dataset,
+        data=data,
         settings=settings,
         lists=lists,
-        produce=lambda trained, image_id: without_gradients(
-            lambda rgb: trained.method.saliency(trained.network, rgb), target, image_id
-        ),
+        produce=partial(_saliency, target=target),
     )
+
+
+def _saliency(trained: Trained, image_id: str, target: Target) -> np.ndarray:
+    return without_gradients(
+        partial(trained.method.saliency, trained.network),
+        Image(image_id, target.read_image(image_id)),
+    )
+
+
+def _training_data(method: type[SodMethod], options: Options) -> SodData:
+    """The images that ``--data`` names, with what the method learns from beside them.
+
+    Raises UsageError or HubError for what is not there.
+    """
+    name, root = options.data, options.data_root
+    maps = _hand_crafted(method, options)
+    masks = open_sod_dataset(name, root) if method.supervision == MASKS else None
+    if masks is not None:
+        paths = {image_id: masks.image_path(image_id) for image_id in masks.image_ids}
+    elif name in SOD_DATASETS:
+        paths = open_sod_images(name, root)
+    else:
+        target = open_target(name, root)
+        paths = {i: target.image_path(i) for i in images_of(target, target.training_split, None)}
+    if name in SOD_DATASETS:
+        require_count(name, len(paths), SOD_DATASETS[name].count, name)
+    for kind, found in maps.items():
+        require_ids(sorted(paths), found, f"maps {kind}")
+    return SodData(name, paths, masks, maps)
+
+
+def _hand_crafted(method: type[SodMethod], options: Options) -> dict[str, Maps]:
+    """What ``--maps`` names. Raises UsageError for unknown names and for what is missing."""
+    known = method.takes_maps
+    found = {}
+    for text in options.maps or ():
+        name, _, where = text.partition("=")
+        if name not in known or not where:
+            names = f"one of {', '.join(known)}" if known else "none: it learns from no maps"
+            raise UsageError(
+                f"--maps {text}: write NAME=MAPS; the names of {method.card.name} are {names}."
+                f"{did_you_mean(name, known)}"
+            )
+        found[name] = open_maps(where, None, "sal")
+    missing = [name for name, needed in known.items() if needed and name not in found]
+    if missing:
+        raise UsageError(
+            f"{method.card.name} learns from hand-crafted saliency maps. Name those of "
+            f"{' and '.join(missing)} with --maps {missing[0]}=MAPS: {WHERE}."
+        )
+    return found
 
 
 def _artifact(
     stage: str,
     method: type[SodMethod],
     options: Options,
-    dataset: SodDataset | None,
+    data: SodData | None,
     settings: Mapping[str, Any],
     ids: Sequence[str],
 ) -> Artifact:
     name = stage.removeprefix("sod-")
-    images = len(dataset.image_ids) if dataset else None
+    images = len(data.image_paths) if data else None
     return Artifact(
-        key=f"sal/{name}-{options.data}" if method.supervision == "pixel masks" else f"sal/{name}",
+        key=f"sal/{name}-{options.data}" if method.supervision == MASKS else f"sal/{name}",
         title=f"Saliency maps of {method.card.name}, trained on {options.data}",
         method=method.card,
         trained_on=[TrainedOn(dataset=options.data, images=images, supervision=method.supervision)],

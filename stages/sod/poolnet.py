@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,11 +33,10 @@ from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.images import caffe_bgr, to_uint8
-from stages.runtime.method import Batch, Initial, Phase, Source
+from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.runtime.ops import adaptive_avg_pool2d, resize
-from stages.sod import SodMethod
+from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
-from wsssbed_hub.datasets import SodDataset
 
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 POOLS = (2, 4, 8)
@@ -191,7 +191,7 @@ def saliency_loss(logits: Tensor, label: Tensor) -> Tensor:
 class Pairs:
     """Images with their masks, each at its own size, mirrored at random."""
 
-    def __init__(self, data: SodDataset, flip: float) -> None:
+    def __init__(self, data: SodData, flip: float) -> None:
         self.data = data
         self.flip = flip
 
@@ -227,10 +227,12 @@ class Method(SodMethod):
         licence="MIT",
     )
     recipes = RECIPES
-    initial = Initial(
-        "resnet50_caffe.pth",
-        "the links in the README of https://github.com/backseason/PoolNet",
-    )
+    initial: ClassVar[Mapping[str, Initial]] = {
+        "backbone": Initial(
+            "resnet50_caffe.pth",
+            "the links in the README of https://github.com/backseason/PoolNet",
+        )
+    }
     recipe: Recipe
 
     def build(self) -> PoolNet:
@@ -241,15 +243,15 @@ class Method(SodMethod):
         freeze_batchnorm(network)
         return network
 
-    def load_initial(self, network: PoolNet, state: Mapping[str, Tensor]) -> None:
+    def load_initial(self, network: PoolNet, state: Mapping[str, Tensor], name: str) -> None:
         """The backbone: torchvision's names, for BGR, 0..255, minus the mean."""
         network.backbone.load_initial(state, "The initial ResNet")
 
-    def timm_weights(self) -> Mapping[str, Tensor]:
+    def timm_weights(self, name: str) -> Mapping[str, Tensor]:
         """torchvision's instead of Caffe's: see ``timm_imagenet`` for the difference."""
         return timm_imagenet(50)
 
-    def phases(self, network: PoolNet, data: SodDataset) -> Iterator[Phase]:
+    def phases(self, network: PoolNet, data: SodData) -> Iterator[Phase]:
         recipe = self.recipe
         pairs = Pairs(data, recipe.flip)
         steps = recipe.steps or recipe.epochs * len(pairs) // recipe.batch_size
@@ -277,8 +279,8 @@ class Method(SodMethod):
         yield phase("full rate", first, recipe.learning_rate)
         yield phase("lower rate", steps - first, recipe.learning_rate * recipe.decay)
 
-    def saliency(self, network: PoolNet, rgb: np.ndarray) -> np.ndarray:
+    def saliency(self, network: PoolNet, image: Image) -> np.ndarray:
         """uint8[H, W]: the sigmoid times 255, rounded; one scale, the image's own size."""
         device = network.score.weight.device
-        image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None].to(device)
-        return to_uint8(network(image)[0, 0].float().sigmoid())
+        pixels = torch.from_numpy(caffe_bgr(image.rgb, MEAN_BGR))[None].to(device)
+        return to_uint8(network(pixels)[0, 0].float().sigmoid())

@@ -13,6 +13,7 @@ from stages.runtime.artifacts import (
     without_gradients,
     write_artifact,
 )
+from stages.runtime.method import Image
 from stages.runtime.progress import say
 from stages.runtime.study import VAL, Seed, in_words, mean_and_error
 from stages.runtime.training import Trained
@@ -186,9 +187,8 @@ class _Maker:
             artifact,
             "sal",
             lambda image_id: without_gradients(
-                lambda rgb: trained.method.saliency(trained.network, rgb, crf),
-                study.target,
-                image_id,
+                lambda image: trained.method.saliency(trained.network, image.rgb, crf),
+                Image(image_id, study.target.read_image(image_id)),
             ),
             lambda: study.provenance(
                 trained, self.setting, self.seed, [*used, study.over("target-list")]

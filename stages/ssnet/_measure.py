@@ -194,7 +194,7 @@ def results_of(
     benchmarks: Sequence[Benchmark],
 ) -> list[Result]:
     """What the manifest of one seed's weights states: mIoU, the classes' IoU, MAE and max F."""
-    initial = study.session.initial.name if study.session.initial else None
+    initial = study.session.initial_names
     stated: list[Result] = []
     if has_segmentation(setting):
         found = {s: score["segmentation"] for s, score in scores.items()}

@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ from torch.nn import functional as F
 from stages.backbones.dilated import STRIDE, DilatedName, timm_imagenet
 from stages.runtime.densecrf import PRESETS, CrfSettings, densecrf
 from stages.runtime.images import imagenet_rgb, resize_bicubic, resize_nearest, to_uint8
-from stages.runtime.method import Batch, Phase, Source
+from stages.runtime.method import Batch, Initial, Phase, Source
 from stages.runtime.method import Method as BaseMethod
 from stages.ssnet._network import SMALLEST, Output, Softmax, SSNet
 from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
@@ -216,6 +216,9 @@ class Method(BaseMethod):
         code="https://github.com/zengxianyu/jsws",
     )
     recipes = RECIPES
+    initial: ClassVar[Mapping[str, Initial]] = {
+        "backbone": Initial("DenseNet-169 trained on ImageNet", "--init timm takes it from timm")
+    }
     recipe: Recipe
 
     def __init__(self, recipe: Recipe, scratch: Path, num_classes: int, setting: Setting) -> None:
@@ -242,11 +245,11 @@ class Method(BaseMethod):
             deviation=recipe.aggregation_deviation,
         )
 
-    def timm_weights(self) -> Mapping[str, Tensor]:
+    def timm_weights(self, name: str) -> Mapping[str, Tensor]:
         """torchvision's, which the published code starts from too."""
         return timm_imagenet(self.recipe.backbone)
 
-    def load_initial(self, network: SSNet, state: Mapping[str, Tensor]) -> None:
+    def load_initial(self, network: SSNet, state: Mapping[str, Tensor], name: str) -> None:
         """The backbone, from an ImageNet classifier in timm's or torchvision's names."""
         network.backbone.load_initial(state, f"The initial {self.recipe.backbone}")
 

@@ -18,6 +18,7 @@ from stages.runtime.artifacts import (
     without_gradients,
     write_artifact,
 )
+from stages.runtime.method import Image
 from stages.runtime.provenance import provenance
 from stages.runtime.session import Session
 from stages.runtime.study import VAL, Seed
@@ -248,9 +249,8 @@ class Study:
         def label(image_id: str) -> np.ndarray:
             class_ids = np.array(self.target.image_labels(image_id), np.int64)
             return without_gradients(
-                lambda rgb: trained.method.pseudo_label(trained.network, rgb, class_ids),
-                self.target,
-                image_id,
+                lambda image: trained.method.pseudo_label(trained.network, image.rgb, class_ids),
+                Image(image_id, self.target.read_image(image_id), class_ids),
             )
 
         return label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.cam import CamData, CamMethod
-from stages.runtime.method import Initial, Phase, Source, poly
+from stages.runtime.method import Image, Initial, Phase, Source, poly
 from stages.seg import SegData, SegMethod
-from stages.sod import SodMethod
+from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
-from wsssbed_hub.datasets import SodDataset
 
 CARD = manifest.Method(name="Toy", paper="https://arxiv.org/abs/0000.00000")
 SIDE = 24
@@ -55,7 +55,7 @@ def tensor(rgb: np.ndarray) -> Tensor:
 class Crops:
     """Corners of images, mirrored at random, with whatever belongs to the image."""
 
-    def __init__(self, data: SodDataset | CamData | SegData) -> None:
+    def __init__(self, data: SodData | CamData | SegData) -> None:
         self.data = data
 
     def __len__(self) -> int:
@@ -84,13 +84,13 @@ class Toy:
 
     card = CARD
     recipes = RECIPES
-    initial = Initial("toy.pth", "https://example.org/toy.pth")
+    initial: ClassVar = {"trunk": Initial("toy.pth", "https://example.org/toy.pth")}
     recipe: Recipe
 
-    def load_initial(self, network: Net, state: Mapping[str, Tensor]) -> None:
+    def load_initial(self, network: Net, state: Mapping[str, Tensor], name: str) -> None:
         network.trunk.load_state_dict({k: state[k] for k in ("weight", "bias")})
 
-    def phases(self, network: Net, data: SodDataset | CamData | SegData) -> Iterator[Phase]:
+    def phases(self, network: Net, data: SodData | CamData | SegData) -> Iterator[Phase]:
         yield Phase(
             name="train",
             steps=self.recipe.steps,
@@ -109,8 +109,8 @@ class ToySod(Toy, SodMethod):
     def loss(self, network: Net, batch: dict) -> Tensor:
         return F.binary_cross_entropy_with_logits(network(batch["image"]), batch["mask"])
 
-    def saliency(self, network: Net, rgb: np.ndarray) -> np.ndarray:
-        return (network(tensor(rgb)[None])[0, 0].sigmoid() * 255).to(torch.uint8).numpy()
+    def saliency(self, network: Net, image: Image) -> np.ndarray:
+        return (network(tensor(image.rgb)[None])[0, 0].sigmoid() * 255).to(torch.uint8).numpy()
 
 
 class ToyCam(Toy, CamMethod):
@@ -121,8 +121,8 @@ class ToyCam(Toy, CamMethod):
         logits = network(batch["image"]).mean((2, 3))
         return F.binary_cross_entropy_with_logits(logits, batch["classes"])
 
-    def activations(self, network: Net, rgb: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        maps = network(tensor(rgb)[None])[0].sigmoid()[class_ids.tolist()]
+    def activations(self, network: Net, image: Image, data: CamData) -> np.ndarray:
+        maps = network(tensor(image.rgb)[None])[0].sigmoid()[image.class_ids.tolist()]
         return (maps * 255).to(torch.uint8).numpy()
 
 
@@ -143,5 +143,5 @@ class ToySeg(Toy, SegMethod):
     def loss(self, network: Net, batch: dict) -> Tensor:
         return F.cross_entropy(network(batch["image"]), batch["label"], ignore_index=255)
 
-    def logits(self, network: Net, rgb: np.ndarray) -> Tensor:
-        return network(tensor(rgb)[None])[0]
+    def logits(self, network: Net, image: Image) -> Tensor:
+        return network(tensor(image.rgb)[None])[0]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from stages.cam.cam import RECIPES, Classifier, Method, Views
+from stages.runtime.method import Image
 from wsssbed_hub.utils.errors import HubError
 
 LABELS = {"a": (0,), "b": (1, 3), "c": ()}
@@ -79,13 +80,13 @@ def test_the_imagenet_file_fills_the_backbone_alone() -> None:
     }
     published["fc1000.weight"] = torch.zeros(1000, 128)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    method.load_initial(network, published)
+    method.load_initial(network, published, "backbone")
     for key, value in network.state_dict().items():
         expected = before[key] + key.startswith("backbone.")
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
     del published["b5_1.conv_branch2a.weight"]
     with pytest.raises(HubError, match=r"missing: stage5\.1\.conv1\.weight"):
-        method.load_initial(network, published)
+        method.load_initial(network, published, "backbone")
 
 
 def in_published_words(key: str) -> str:
@@ -102,7 +103,7 @@ def in_published_words(key: str) -> str:
 
 def test_timm_has_no_resnet_38() -> None:
     with pytest.raises(HubError, match="--init FILE"):
-        Method(RECIPES["published"], Path(), 20).timm_weights()
+        Method(RECIPES["published"], Path(), 20).timm_weights("backbone")
 
 
 def test_dropout_is_by_channel_and_in_three_places() -> None:
@@ -115,10 +116,11 @@ def test_maps_are_those_of_the_classes_that_were_asked_for() -> None:
     torch.manual_seed(0)
     method = Method(replace(RECIPES["shapes"], width=4), Path(), 4)
     network = method.build().eval()
-    rgb = dataset().read_image("a")
+    data = dataset()
+    rgb = data.read_image("a")
     with torch.inference_mode():
-        both = method.activations(network, rgb, np.array([1, 3]))
-        one = method.activations(network, rgb, np.array([3]))
+        both = method.activations(network, Image("a", rgb, np.array([1, 3])), data)
+        one = method.activations(network, Image("a", rgb, np.array([3])), data)
     assert (both.shape, both.dtype) == ((2, 60, 90), np.uint8)
     np.testing.assert_array_equal(both[1:], one)
 

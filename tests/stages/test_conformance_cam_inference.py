@@ -18,9 +18,11 @@ from torch import Tensor
 
 from stages.cam.cam import RECIPES, Classifier, Method
 from stages.runtime.images import divide_by_maximum, fuse
+from stages.runtime.method import Image
 
 pytestmark = pytest.mark.numerical
 INPUTS, OUTPUTS = conformance.load("cam-inference")
+IMAGE = Image("case", INPUTS["image_uint8"], OUTPUTS["classes"])
 METHOD = Method(RECIPES["published"], Path(), 20)
 SCALES = METHOD.recipe.scales
 LEFT_OUT = {
@@ -52,7 +54,7 @@ def run() -> dict[str, np.ndarray | Tensor]:
     """The maps and the network's inputs, under the names of the case."""
     network = Recorded()
     with torch.inference_mode():
-        maps = METHOD.activations(network, INPUTS["image_uint8"], OUTPUTS["classes"])
+        maps = METHOD.activations(network, IMAGE, None)  # type: ignore[arg-type]
     given = network.given
     return {
         **{f"png_{c}": one for c, one in zip(OUTPUTS["classes"], maps, strict=True)},

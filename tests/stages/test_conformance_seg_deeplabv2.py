@@ -17,7 +17,7 @@ from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
 from stages.runtime.images import caffe_bgr
-from stages.runtime.method import Phase
+from stages.runtime.method import Image, Phase
 from stages.seg.deeplabv2 import MEAN_BGR, RECIPES, DeepLabV2, Method, shrink_label
 
 pytestmark = pytest.mark.numerical
@@ -107,7 +107,7 @@ def test_labels_are_brought_to_the_size_of_the_logits(name: str) -> None:
 
 def test_the_class_of_every_pixel(network: DeepLabV2) -> None:
     with torch.inference_mode():
-        logits = METHOD.logits(network.eval(), rgb("bgr_square"))
+        logits = METHOD.logits(network.eval(), Image("square", rgb("bgr_square")))
     assert logits.shape == (21, 225, 225)
     different = logits.argmax(0).numpy() != OUTPUTS["square_argmax_full"]
     assert different.sum() <= 5  # the case: a handful, where two classes are nearly equal

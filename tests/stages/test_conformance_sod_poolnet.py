@@ -20,7 +20,7 @@ from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
 from stages.runtime.images import caffe_bgr
-from stages.runtime.method import Phase
+from stages.runtime.method import Image, Phase
 from stages.sod.poolnet import MEAN_BGR, RECIPES, Method, PoolNet
 
 pytestmark = pytest.mark.numerical
@@ -105,7 +105,7 @@ def test_features_maps_loss_and_gradients(run: dict[str, Tensor], name: str) -> 
 
 def test_the_saliency_map_is_the_probability_in_256_levels(network: PoolNet) -> None:
     with torch.inference_mode():
-        saliency = METHOD.saliency(network.float().eval(), INPUTS["rgb"])
+        saliency = METHOD.saliency(network.float().eval(), Image("case", INPUTS["rgb"]))
     expected = np.rint(OUTPUTS["prob"][0, 0] * 255)
     assert saliency.dtype == np.uint8
     # float32 moves a probability by 1e-6 or so, hence few of 20,000 pixels over a rounding border.

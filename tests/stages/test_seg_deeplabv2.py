@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from closeness import FLOAT32, assert_close_in_norm
-from PIL import Image
+from PIL import Image as PilImage
 from references import checkpoint
 from safetensors.torch import load_file
 
 from stages import seg
 from stages.runtime.densecrf import DEEPLAB, SSNET, densecrf
 from stages.runtime.images import caffe_bgr
+from stages.runtime.method import Image
 from stages.seg._crf import Crf
 from stages.seg.deeplabv2 import (
     IGNORE,
@@ -44,7 +45,7 @@ def test_labels_are_resized_like_pillow_s_nearest(
     old: tuple[int, int], new: tuple[int, int]
 ) -> None:
     label = np.random.default_rng(0).integers(0, 256, old).astype(np.uint8)
-    expected = np.asarray(Image.fromarray(label).resize(new[::-1], Image.Resampling.NEAREST))
+    expected = np.asarray(PilImage.fromarray(label).resize(new[::-1], PilImage.Resampling.NEAREST))
     resized = shrink_label(torch.from_numpy(label.astype(np.int64))[None], new)
     np.testing.assert_array_equal(resized[0].numpy(), expected)
 
@@ -148,7 +149,7 @@ def test_the_initial_network_of_the_published_recipe(wrapper: str) -> None:
         wrapper + "fc.weight": torch.zeros(91, 2048, 1, 1),
         wrapper + "fc.bias": torch.zeros(91),
     }
-    method.load_initial(network, theirs)
+    method.load_initial(network, theirs, "backbone")
     torch.testing.assert_close(
         network.backbone.layer3[22].conv3.weight,
         theirs[wrapper + "layer4.block23.increase.conv.weight"],
@@ -160,14 +161,14 @@ def test_the_initial_network_of_the_published_recipe(wrapper: str) -> None:
         assert not conv.bias.any()
     del theirs[wrapper + "layer4.block23.increase.conv.weight"]
     with pytest.raises(HubError, match=r"missing: layer3\.22\.conv3\.weight"):
-        method.load_initial(network, theirs)
+        method.load_initial(network, theirs, "backbone")
 
 
 def test_logits_have_the_size_of_the_image() -> None:
     method = Method(replace(RECIPES["shapes"], width=4), Path(), 3)
     network = method.build().eval()
     with torch.inference_mode():
-        logits = method.logits(network, np.zeros((33, 47, 3), np.uint8))
+        logits = method.logits(network, Image("any", np.zeros((33, 47, 3), np.uint8)))
     assert (logits.shape, logits.dtype) == ((4, 33, 47), torch.float32)
 
 
@@ -202,7 +203,7 @@ def measured(shapes: Path, weights: Path, crf: bool) -> SegmentationMetrics:
     for image_id in target.image_ids("val"):
         rgb = target.read_image(image_id)
         with torch.inference_mode():
-            scores = method.logits(network, rgb)
+            scores = method.logits(network, Image(image_id, rgb))
         if crf:
             bgr = np.stack([rgb[..., channel] for channel in (2, 1, 0)], -1)
             scores = densecrf(torch.softmax(scores, 0), bgr, DEEPLAB)

@@ -13,6 +13,7 @@ import torch
 from closeness import FLOAT32, assert_close_in_norm
 from references import checkpoint
 
+from stages.runtime.method import Image
 from stages.sod.poolnet import MEAN_BGR, MIN_SIDE, RECIPES, Method, Pairs, PoolNet, saliency_loss
 from wsssbed_hub.utils.errors import HubError
 
@@ -55,7 +56,7 @@ def test_small_images_get_a_map_of_their_own_size(size: tuple[int, int]) -> None
     network = method.build().eval()
     rgb = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     with torch.inference_mode():
-        saliency = method.saliency(network, rgb)
+        saliency = method.saliency(network, Image("any", rgb))
     assert (saliency.shape, saliency.dtype) == (size, np.uint8)
 
 
@@ -106,14 +107,14 @@ def test_the_initial_resnet_fills_the_backbone_alone() -> None:
     resnet = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
     resnet |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     head = network.score.weight.clone()
-    Method(RECIPES["published"], Path()).load_initial(network, resnet)
+    Method(RECIPES["published"], Path()).load_initial(network, resnet, "backbone")
     torch.testing.assert_close(
         network.backbone.layer4[2].conv2.weight, resnet["layer4.2.conv2.weight"], rtol=0, atol=0
     )
     torch.testing.assert_close(network.score.weight, head, rtol=0, atol=0)
     del resnet["layer4.2.conv2.weight"]
     with pytest.raises(HubError, match=r"1 missing: layer4\.2\.conv2\.weight"):
-        Method(RECIPES["published"], Path()).load_initial(network, resnet)
+        Method(RECIPES["published"], Path()).load_initial(network, resnet, "backbone")
 
 
 def test_new_convolutions_are_drawn_as_published() -> None:

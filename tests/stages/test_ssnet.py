@@ -324,26 +324,23 @@ def test_the_published_recipe_starts_from_timm_without_being_told(
         return real(name, pretrained=False)
 
     monkeypatch.setattr(timm, "create_model", create)
-    desk = setup("ssnet", Method, TrainOptions(device="cpu"))
-    assert desk.initial is not None
-    assert (desk.initial.name, desk.settings["initial"]) == ("timm", "timm")
+    session = setup("ssnet", Method, TrainOptions(device="cpu"))
+    assert (session.initial_names, session.settings["initial"]) == ("timm", "timm")
     assert asked == []  # what is trained already needs none
-    one = Method(desk.recipe, Path(), 20, SETTINGS["S"])
-    state = desk.initial.read(one)  # type: ignore[misc]
+    one = Method(session.recipe, Path(), 20, SETTINGS["S"])
+    state = session.initial["backbone"].read(one)  # type: ignore[misc]
     assert asked == [("densenet169.tv_in1k", True)]
     network = one.build()
-    one.load_initial(network, state)
+    one.load_initial(network, state, "backbone")
     for key, value in network.backbone.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=0, atol=0)
-    given = setup("ssnet", Method, TrainOptions(device="cpu", init="random"))
-    assert given.initial is not None
-    assert given.initial.name == "random"
+    given = setup("ssnet", Method, TrainOptions(device="cpu", init=["random"]))
+    assert given.initial_names == "random"
     small = setup("ssnet", Method, TrainOptions(device="cpu", recipe="shapes"))
-    assert small.initial is not None
-    assert small.initial.name == "random"
+    assert small.initial_names == "random"
     del state["features.norm5.weight"]
     with pytest.raises(HubError, match=r"The initial densenet169 .*missing: features\.norm5"):
-        one.load_initial(network, state)
+        one.load_initial(network, state, "backbone")
 
 
 @pytest.mark.slow

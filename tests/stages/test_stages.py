@@ -18,6 +18,7 @@ from toy_methods import ToyCam, ToyCamWithSaliency, ToySeg, ToySod
 
 from stages import cam, pseudo, seg, sod
 from stages.runtime.errors import Interruption
+from stages.runtime.method import Image
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 from wsssbed_hub.artifacts.manifest import Entry
@@ -153,16 +154,16 @@ def test_needed_initial_weights_are_asked_for_by_name(bench: Bench) -> None:
     with pytest.raises(UsageError, match=r"toy\.pth \(https://example\.org/toy\.pth\).*--init"):
         bench.sod(recipe="published")
     with pytest.raises(HubError, match=r"--init nowhere\.pth: there is no such file"):
-        bench.sod(recipe="published", init="nowhere.pth")
+        bench.sod(recipe="published", init=["nowhere.pth"])
     with pytest.raises(UsageError, match="timm has no initial weights for Toy"):
-        bench.sod(recipe="published", init="timm")
+        bench.sod(recipe="published", init=["timm"])
     assert not (bench.out / "sal").exists()
 
 
 def test_initial_weights_are_used_and_recorded(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "toy.pth"
     torch.save({"weight": torch.zeros(4, 3, 3, 3), "bias": torch.zeros(4)}, path)
-    bench.sod(init=str(path))
+    bench.sod(init=[str(path)])
     entry = bench.entry("sal/toy-shapes-small")
     assert roles(entry)[:2] == ["initial-weights", "weights"]
     made = entry.provenance
@@ -185,6 +186,8 @@ def test_given_weights_are_not_trained(bench: Bench, tmp_path: Path) -> None:
     assert made is not None
     assert (made.seed, made.selection, made.made_from[0].file) == (None, None, "authors.pth")
     assert "steps" not in made.recipe["recipe"]
+    with pytest.raises(UsageError, match="nothing is trained; leave --init out"):
+        bench.sod(data="duts", weights=path, init=["random"])
     with pytest.raises(HubError, match="there is no such file"):
         bench.sod(data="duts", weights=tmp_path / "nowhere")
 
@@ -329,7 +332,7 @@ def test_the_measured_iou_is_that_of_the_weights(bench: Bench, tmp_path: Path) -
     truth = target.ground_truth("val")
     score = SegmentationMetrics(6)
     for image_id in target.image_ids("val"):
-        logits = method.logits(network, target.read_image(image_id))
+        logits = method.logits(network, Image(image_id, target.read_image(image_id)))
         score.add(logits.argmax(0).numpy().astype(np.uint8), truth.read(image_id), image_id)
     assert bench.entry("weights/seg-toy-ground-truth").results[0].value == score.mean_iou()
 

@@ -1,7 +1,13 @@
 """Where the images and labels are: targets, SOD datasets, and the synthetic ``shapes``."""
 
 from wsssbed_hub.datasets.base import DownloadSource, NotThere, Target, TargetSpec
-from wsssbed_hub.datasets.catalog import SOD_DATASETS, TARGETS, open_sod_dataset, open_target
+from wsssbed_hub.datasets.catalog import (
+    SOD_DATASETS,
+    TARGETS,
+    open_sod_dataset,
+    open_sod_images,
+    open_target,
+)
 from wsssbed_hub.datasets.check import DatasetReport, FileFinding, check
 from wsssbed_hub.datasets.shapes import make_shapes
 from wsssbed_hub.datasets.sod import SodDataset, SodSpec
@@ -20,5 +26,6 @@ __all__ = [
     "check",
     "make_shapes",
     "open_sod_dataset",
+    "open_sod_images",
     "open_target",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from wsssbed_hub.datasets.base import DownloadSource, Target, TargetSpec
 from wsssbed_hub.datasets.coco import COCO_CLASSES, COCO_SPLITS, open_coco
 from wsssbed_hub.datasets.shapes.objects import CLASSES as SHAPES
-from wsssbed_hub.datasets.sod import Layout, SodDataset, SodSpec, open_sod
+from wsssbed_hub.datasets.sod import Layout, SodDataset, SodSpec, open_sod, sod_images
 from wsssbed_hub.datasets.sod_coco import InstanceLayout
 from wsssbed_hub.datasets.voc import SPLITS, VOC_CLASSES, open_voc
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
@@ -282,9 +282,18 @@ def open_sod_dataset(name: str, data_root: Path) -> SodDataset:
     Raises UsageError for an unknown name; HubError if the files are not there, and for an image
     without mask or a mask without image.
     """
+    return open_sod(_sod_spec(name), Path(data_root))
+
+
+def open_sod_images(name: str, data_root: Path) -> dict[str, Path]:
+    """The images of a SOD dataset by id, for which no masks are needed. Raises as above."""
+    return sod_images(_sod_spec(name), Path(data_root))
+
+
+def _sod_spec(name: str) -> SodSpec:
     if name not in SOD_DATASETS:
         raise UsageError(
             f"There is no SOD dataset {name!r}.{did_you_mean(name, SOD_DATASETS)} "
             f"SOD datasets are {', '.join(SOD_DATASETS)}."
         )
-    return open_sod(SOD_DATASETS[name], Path(data_root))
+    return SOD_DATASETS[name]

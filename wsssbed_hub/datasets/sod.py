@@ -163,6 +163,29 @@ def open_sod(spec: SodSpec, data_root: Path) -> SodDataset:
     return SodDataset(spec, {stem: FilePair(images[stem], masks[stem]) for stem in both})
 
 
+def sod_images(spec: SodSpec, data_root: Path) -> dict[str, Path]:
+    """The files of the images by id, whether or not their masks are there.
+
+    Raises HubError if the images are not there.
+    """
+    if spec.parts:
+        return {
+            f"{part.name}-{image_id}": path
+            for part in spec.parts
+            for image_id, path in sod_images(part, data_root).items()
+        }
+    if spec.instances is not None:
+        drawn = open_sod(spec, data_root)
+        return {image_id: drawn.image_path(image_id) for image_id in drawn.image_ids}
+    for layout in spec.layouts:
+        folder = data_root / layout.images
+        found = _pictures(folder, _JPEG if layout.images == layout.masks else _ANY)
+        if found:
+            return found
+    looked_for = [data_root / layout.images for layout in spec.layouts]
+    raise NotThere(spec.name, data_root, looked_for, spec.sources)
+
+
 def _find(spec: SodSpec, data_root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """Images and masks by stem, from the first layout that is there and not empty."""
     looked_for = []
