@@ -22,7 +22,7 @@ from stages.cam import CamData
 from stages.runtime.catalogue import Stage, all_stages
 from stages.runtime.checkpoint import load_weights, save_weights
 from stages.runtime.determinism import reseed
-from stages.runtime.method import Method, Phase
+from stages.runtime.method import Image, Method, Phase
 from stages.runtime.trainer import TrainConfig, Trainer
 from stages.seg import SegData
 from wsssbed_hub.datasets import make_shapes, open_sod_dataset, open_target
@@ -70,18 +70,23 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
         pairs = [(predict(target.read_image(one)).argmax(0), truth.read(one)) for one in ids]
         return float(np.mean([(p != t)[t != 255].mean() for p, t in pairs]))
 
+    data = CamData(target, ids, saliency=masks)  # type: ignore[arg-type]
     return {
-        "sod": Family((), sod, lambda m, net, rgb: m.saliency(net, rgb)[None], sod_mistakes),
+        "sod": Family(
+            (), sod, lambda m, net, rgb: m.saliency(net, Image("a", rgb))[None], sod_mistakes
+        ),
         "cam": Family(
             (target.num_classes,),
-            CamData(target, ids, saliency=masks),  # type: ignore[arg-type]
-            lambda method, network, rgb: method.activations(network, rgb, classes),
+            data,
+            lambda method, network, rgb: method.activations(
+                network, Image("a", rgb, classes), data
+            ),
             lambda predict: 0.0,  # nothing says where the maps have to be; the loss must drop
         ),
         "seg": Family(
             (target.num_classes,),
             SegData(target, ids, truth),
-            lambda method, network, rgb: method.logits(network, rgb).numpy(),
+            lambda method, network, rgb: method.logits(network, Image("a", rgb)).numpy(),
             seg_mistakes,
         ),
     }
