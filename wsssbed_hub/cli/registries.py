@@ -25,7 +25,7 @@ def list_(as_json: AsJson = False) -> None:
     """List the registries in the order in which they are searched."""
     from wsssbed_hub.registry.index import IndexRegistry
     from wsssbed_hub.registry.pull import registries_in_use
-    from wsssbed_hub.registry.url.registry import without_secrets
+    from wsssbed_hub.registry.url.place import without_secrets
 
     found = [*registries_in_use(), (str(IndexRegistry()), "wsssbed-hub")]
     rows = [{"registry": without_secrets(where), "from": origin} for where, origin in found]

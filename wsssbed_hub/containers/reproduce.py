@@ -15,7 +15,8 @@ from wsssbed_hub.containers.command import without_tag
 from wsssbed_hub.containers.engines import Image, find_image, pull_image
 from wsssbed_hub.containers.mounts import FILE_OPTIONS, MAPS_OPTIONS, ROOT_OPTIONS
 from wsssbed_hub.evaluation.differences import ArtifactDifference, compare_maps, compare_weights
-from wsssbed_hub.registry.pull import Registry, pull
+from wsssbed_hub.registry.base import Registry
+from wsssbed_hub.registry.pull import pull
 from wsssbed_hub.utils.errors import HubError
 
 _PREFIX = ["python", "-m", "stages"]

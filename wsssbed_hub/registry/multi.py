@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import File, Manifest
+from wsssbed_hub.registry.base import Missing, Registry
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import exclusive, expect_trouble, write_whole
 from wsssbed_hub.utils.progress import Progress
 from wsssbed_hub.utils.settings import registry_list
-
-if TYPE_CHECKING:
-    from wsssbed_hub.registry.pull import Registry
 
 SEPARATOR = ","  # a colon stands in URLs
 
@@ -58,18 +56,18 @@ class Registries:
                 seen.add(manifest.key)
 
     def find(self, key: Key) -> Manifest:
-        """The first registry's manifest of ``key``, with what only the index has. Raises UsageError
+        """The first registry's manifest of ``key``, with what only the index has. Raises Missing
         with what each says if none has it, HubError at the first that cannot be read."""
         said = []
         for place in self.places:
             try:
                 manifest = place.find(key)
-            except UsageError as error:
+            except Missing as error:
                 said.append(str(error))
                 continue
             self._found[key.unversioned] = place
             return self._completed(manifest, place)
-        raise UsageError("\n".join(said))
+        raise Missing("\n".join(said))
 
     def _completed(self, manifest: Manifest, place: Registry) -> Manifest:
         """The manifest of ``place`` with the versions and targets that only the index has."""

@@ -20,7 +20,7 @@ from wsssbed_hub.artifacts.shard_writer import Written, write_maps, write_parts
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 if TYPE_CHECKING:
-    from wsssbed_hub.registry.pull import Registry
+    from wsssbed_hub.registry.base import Registry
 
 __all__ = [
     "Activations",

@@ -1,21 +1,17 @@
-"""Registries, and what people do with them: pull, verify, load.
-
-A registry is any place that holds manifests and files. ``Registry`` is all that is asked of one;
-``open_registry`` recognises the kinds of places (a folder, the Hub, a URL) by how they are written.
-"""
+"""What people do with registries: open them by how they are written, pull, verify, load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from wsssbed_hub.artifacts.key_folder import Verified, open_entry, read_manifest, verify_folder
 from wsssbed_hub.artifacts.keys import HUB, Key, names_artifact
-from wsssbed_hub.artifacts.manifest import Chosen, File, HubSource, Manifest
+from wsssbed_hub.artifacts.manifest import Chosen, HubSource, Manifest
 from wsssbed_hub.artifacts.png_layout import write_pngs
 from wsssbed_hub.cache.store import Fetcher, Store
+from wsssbed_hub.registry.base import Registry
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.registry.multi import Registries, configured, split
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = [
-    "FolderRegistry",
-    "Registry",
     "default_registry",
     "load_dataset",
     "locate",
@@ -38,26 +32,6 @@ __all__ = [
     "pull",
     "verify",
 ]
-
-
-class Registry(Protocol):
-    """A place that holds artifacts; ``str()`` of it is what messages call it."""
-
-    def keys(self) -> list[Key]: ...
-
-    def manifests(self) -> Iterator[Manifest]: ...
-
-    def find(self, key: Key) -> Manifest:
-        """Raises UsageError for a key that is not there, naming keys that look alike."""
-
-    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
-        """Writes to ``out``, which has ``out.tell()`` of the file's bytes, the rest of them, or
-        after ``out.seek(0)`` all. Nobody trusts them."""
-
-    def publish(
-        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
-    ) -> list[Key]:
-        """All or nothing, and a version that is there never changes."""
 
 
 def default_registry() -> str:

@@ -43,7 +43,7 @@ from wsssbed_hub.utils.progress import Progress
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.manifest import Rule
     from wsssbed_hub.datasets import Target
-    from wsssbed_hub.registry.pull import Registry
+    from wsssbed_hub.registry.base import Registry
 
 QUALITY = ("mae", "f", "s")  # what the report's table shows of a saliency map
 

@@ -13,7 +13,7 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 
 if TYPE_CHECKING:
     from wsssbed_hub.datasets import Target
-    from wsssbed_hub.registry.pull import Registry
+    from wsssbed_hub.registry.base import Registry
 
 
 class Network(NamedTuple):

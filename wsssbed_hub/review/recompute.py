@@ -28,7 +28,7 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.maps import Maps
     from wsssbed_hub.datasets import Target
-    from wsssbed_hub.registry.pull import Registry
+    from wsssbed_hub.registry.base import Registry
 
 COARSEST = 0.005  # half a percent: a number with one digit is not meant to be that vague
 FAST_MEASURES = tuple(name for name in MEASURES if name != "weighted_f")

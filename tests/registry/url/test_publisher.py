@@ -110,7 +110,7 @@ def test_a_file_that_changes_while_it_is_sent(
         flip(folder / SHARD, 500)
 
     with monkeypatch.context() as patch:
-        patch.setattr("wsssbed_hub.registry.url.registry.verify_folder", verified_then_changed)
+        patch.setattr("wsssbed_hub.registry.base.verify_folder", verified_then_changed)
         registry = open_registry(url, create=True)
         with pytest.raises(HubError, match=r"00000\.parquet changed while it was sent"):
             registry.publish(tmp_path / "key")

@@ -178,7 +178,7 @@ def test_a_store_that_loses_an_update(plain: str, tmp_path: Path, moment: str) -
     key_folder(tmp_path / "one", version="1.0.0")
     key_folder(tmp_path / "two", version="2.0.0")
     registry = UrlRegistry(plain)
-    action = getattr(registry.files, moment)
+    action = getattr(registry.place.files, moment)
     done = []
 
     def interfere(*arguments: Any, **options: Any) -> Any:
@@ -186,10 +186,10 @@ def test_a_store_that_loses_an_update(plain: str, tmp_path: Path, moment: str) -
         if not done:
             done.append(arguments)
             text = read_manifest(tmp_path / "two").dump().encode()
-            registry.files.pipe_file(registry.path(KEY, "manifest.yaml"), text)
+            registry.place.files.pipe_file(registry.place.path(KEY), text)
         return found
 
-    setattr(registry.files, moment, interfere)
+    setattr(registry.place.files, moment, interfere)
     registry.publish(tmp_path / "one")
     assert done
     assert list(registry.find(KEY).versions) == ["1.0.0", "2.0.0"]

@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.registry.base import Missing
+from wsssbed_hub.utils.errors import HubError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,10 +30,6 @@ T = TypeVar("T")
 
 _OURS: ContextVar[bool] = ContextVar("_OURS", default=False)
 """Whether the client is called by us: it has one session and one log for all of the process."""
-
-
-class Missing(UsageError):
-    """What was asked for is not on the Hub, or may not be seen."""
 
 
 class Conflict(HubError):

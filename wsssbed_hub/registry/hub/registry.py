@@ -12,17 +12,16 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from wsssbed_hub.artifacts.key_folder import MANIFEST, verify_folder
-from wsssbed_hub.artifacts.keys import HUB, KINDS, Key, Version
+from wsssbed_hub.artifacts.keys import HUB, Key, Version
 from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_manifest
 from wsssbed_hub.artifacts.merge import merge
+from wsssbed_hub.registry.base import BaseRegistry, Publication, Transfer, keys_of
 from wsssbed_hub.registry.hub.card import TAG, dataset_card
 from wsssbed_hub.registry.hub.errors import (
     LONGEST_WAIT,
@@ -39,8 +38,7 @@ from wsssbed_hub.registry.hub.repository import (
     file_addition,
     list_repositories,
 )
-from wsssbed_hub.registry.publish_plan import Plan, Transfer
-from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
+from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import write_whole
 from wsssbed_hub.utils.parallel import Stop, at_once
 from wsssbed_hub.utils.progress import Progress, share
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
-_THREADS = 8
 
 
 class State(NamedTuple):
@@ -68,7 +65,7 @@ class Proposed(NamedTuple):
     """Whether it was open before."""
 
 
-class HubRegistry:
+class HubRegistry(BaseRegistry):
     """The artifacts of a namespace (a user or an organisation) of the Hub.
 
     ``repository`` and ``revision`` narrow it to one repository at a branch, tag, reference or
@@ -95,37 +92,16 @@ class HubRegistry:
 
     def keys(self) -> list[Key]:
         """The keys that the Hub's index knows; what was just published may come a little later."""
-        found = []
-        for name in list_repositories(self.namespace, TAG):
-            kind, _, rest = name.partition("-")
-            with suppress(UsageError):  # somebody else's use of the tag
-                if kind in KINDS:
-                    found.append(Key.parse(f"{kind}/{rest}"))
-        return sorted(found, key=str)
+        return keys_of(list_repositories(self.namespace, TAG))
 
-    def manifests(self) -> Iterator[Manifest]:
-        """The manifests of all keys. Raises HubError at one that is not valid."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            yield from threads.map(self.find, self.keys())
+    def _where(self, key: Key) -> str:
+        return f"{self.repository(key)}/{MANIFEST}"
 
-    def find(self, key: Key) -> Manifest:
-        """The manifest of ``key`` as it is now, whatever its version.
-
-        Raises UsageError, with keys that look alike, if nothing is published under it, and HubError
-        for all that may be wrong with the Hub, the access to it, or the manifest.
-        """
+    def _load(self, key: Key) -> Manifest:
         repository = self.repository(key)
-        try:
-            manifest = self._look(repository).manifest
-        except Missing as error:
-            near = ""
-            with suppress(HubError):
-                near = did_you_mean(str(key.unversioned), [str(other) for other in self.keys()])
-            raise UsageError(f"There is no {key.unversioned} in {self}. {error}{near}") from None
+        manifest = self._look(repository).manifest
         if manifest is None:
-            raise UsageError(f"There is no {key.unversioned} in {self}: {repository} is empty.")
-        if manifest.parsed_key != key.unversioned:
-            raise HubError(f"{repository}/{MANIFEST} speaks of {manifest.key}, not of {key}.")
+            raise Missing(f"{repository} is empty.")
         return manifest
 
     def only_key(self) -> Key:
@@ -169,17 +145,10 @@ class HubRegistry:
         name = f"{quote(self._revision, safe='')}.json"
         return cache_folder() / "hub" / host / repository.name / name
 
-    def publish(
-        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
-    ) -> list[Key]:
-        """Publishes what the key folder ``folder`` holds, in one commit; the keys with versions.
-
-        Everything is verified first. What is there already with the same content stays as it is;
-        with other content it is a HubError. If others publish at the same time, it begins again
-        from what they left. Interrupted or killed it may be repeated: files that have arrived are
-        not sent again.
-        """
-        plan = self._plan(folder, version, progress)
+    def _send(self, publication: Publication, progress: Progress | None) -> None:
+        """In one commit. If others publish at the same time, it begins again from what they left.
+        Files that have arrived are not sent again."""
+        plan = publication
         sender = _Sender(plan, self.repository(plan.key), progress)
         for attempt in range(TRIES):
             state = self._state(sender.repository, create=True)
@@ -197,9 +166,6 @@ class HubRegistry:
                     raise
                 time.sleep(wait)
         self._tag(sender.repository, plan)
-        if progress is not None:
-            progress(2 * plan.size, 2 * plan.size)
-        return plan.keys
 
     def propose(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None
@@ -209,7 +175,9 @@ class HubRegistry:
         An open one with the same content is not opened again. Raises UsageError if the repository
         is not there or holds all of it already.
         """
-        plan = self._plan(folder, version, progress)
+        plan = Publication(folder, version)
+        verify_folder(folder, progress=share(progress, 0, plan.size, 2 * plan.size))
+        progress = share(progress, plan.size, plan.size, 2 * plan.size)
         sender = _Sender(plan, self.repository(plan.key), progress)
         repository = sender.repository
         state = self._state(repository, create=False)
@@ -232,11 +200,6 @@ class HubRegistry:
         contents = {chosen[:2]: chosen.entry.content for chosen in there.entries()}
         return all(contents.get(c[:2]) == c.entry.content is not None for c in manifest.entries())
 
-    def _plan(self, folder: Path, version: str | None, progress: Progress | None) -> Plan:
-        plan = Plan(folder, version)
-        verify_folder(folder, progress=share(progress, 0, plan.size, 2 * plan.size))
-        return plan
-
     def _state(self, repository: HubRepository, *, create: bool) -> State:
         """The state now, of a repository that is made if it is not there and ``create``."""
         try:
@@ -247,7 +210,7 @@ class HubRegistry:
             repository.create()
             return self._look(repository)
 
-    def _tag(self, repository: HubRepository, plan: Plan) -> None:
+    def _tag(self, repository: HubRepository, plan: Publication) -> None:
         """A tag for each version that was published, on a commit that holds all of its targets."""
         state = self._look(repository)
         tags = repository.tags()
@@ -265,7 +228,7 @@ class Unanswered(Passing):
 class _Sender:
     """Files on their way to a repository; what has arrived is not sent again."""
 
-    def __init__(self, plan: Plan, repository: HubRepository, progress: Progress | None):
+    def __init__(self, plan: Publication, repository: HubRepository, progress: Progress | None):
         self.plan, self.repository, self.progress = plan, repository, progress
         self._sent: dict[str, CommitOperationAdd] = {}
         self._gone: dict[str, int] = {}  # bytes, by path
@@ -324,7 +287,7 @@ class _Sender:
         with self._lock:
             self._gone[file.path] = max(size, self._gone.get(file.path, 0))
             if self.progress is not None:
-                self.progress(self.plan.size + sum(self._gone.values()), 2 * self.plan.size)
+                self.progress(sum(self._gone.values()), self.plan.size)
 
 
 def _targets(repository: HubRepository, commit: str, version: str) -> set[str]:

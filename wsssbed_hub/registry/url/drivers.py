@@ -1,11 +1,12 @@
 """How the drivers of fsspec write: on a condition where the store knows of conditions.
 
-``url_publishing`` says what follows from that.
+``publisher`` says what follows from that.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -14,14 +15,17 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from wsssbed_hub.artifacts.manifest import MAX_BYTES
-from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.retry import Passing
 
 BLOCK = 16 << 20  # bytes that are sent at a time; S3 takes 10,000 of them as one file
 _TURN = threading.Lock()
 
 
-class Lost(HubError):
-    """Another publisher has written what was to be written."""
+class Lost(Passing):
+    """Another publisher has written what was to be written; who waits a little may be next."""
+
+    def __init__(self) -> None:
+        super().__init__("Another publisher was faster.", random.uniform(0, 0.2))
 
 
 def error_code(error: BaseException) -> str | None:

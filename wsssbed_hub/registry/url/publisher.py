@@ -23,26 +23,23 @@ files, which ``verify`` finds.
 from __future__ import annotations
 
 import hashlib
-import random
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from wsssbed_hub.artifacts.key_folder import MANIFEST, check_size
 from wsssbed_hub.artifacts.manifest import File, Manifest
 from wsssbed_hub.artifacts.merge import merge
-from wsssbed_hub.registry.publish_plan import Plan, Transfer
+from wsssbed_hub.registry.base import Publication, Transfer
 from wsssbed_hub.registry.url.drivers import BLOCK, Lost, driver_of, give_up, losing
+from wsssbed_hub.registry.url.place import Place
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import CHUNK
 from wsssbed_hub.utils.parallel import Stop, at_once
 from wsssbed_hub.utils.progress import Progress
-
-if TYPE_CHECKING:
-    from wsssbed_hub.registry.url.registry import UrlRegistry
+from wsssbed_hub.utils.retry import patiently
 
 TRIES = 20  # times that others may be faster
 
@@ -55,55 +52,55 @@ class Seen(NamedTuple):
 
 
 class Publisher:
-    """One push of ``plan`` to ``registry``, which may begin again when others publish too."""
+    """One push of ``publication`` to ``place``, which may begin again when others publish too."""
 
-    def __init__(self, registry: UrlRegistry, plan: Plan, progress: Progress | None):
-        self.registry, self.plan, self.progress = registry, plan, progress
-        self.files = registry.files
-        self.driver = driver_of(registry.files)
-        self._path = registry.path(plan.key, MANIFEST)
+    def __init__(self, place: Place, publication: Publication, progress: Progress | None):
+        self.place, self.publication, self.progress = place, publication, progress
+        self.files, self.key = place.files, publication.key
+        self.driver = driver_of(place.files)
+        self._path = place.path(self.key)
+        self._manifest_name = f"{self.key.repository}/{MANIFEST}"
         self._names: dict[str, str] = {}  # of files that are there, by the path that was planned
         self._done = 0
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Raises HubError if the registry cannot be read, or has a version with other content."""
-        merge(self._look().manifest, self.plan.manifest)
-
     def run(self) -> None:
         """Publishes. Raises HubError if something is in the way; nothing is visible then."""
         with self.driver.turn():
-            tries = 0
-            while tries < TRIES:
-                seen = self._look()
-                if merge(seen.manifest, self.plan.manifest) is seen.manifest:
-                    return  # all of it is there: since long, or by the last turn of this loop
-                if self._send(self.plan.missing(seen.manifest)):
-                    continue  # that may have taken hours
-                tries += 1
-                merged = merge(seen.manifest, _renamed(self.plan.manifest, self._names))
-                try:
-                    self._write(merged, seen.mark)
-                except Lost:
-                    time.sleep(random.uniform(0, 0.2))
-        raise HubError(
-            f"{self.registry}: others publish {self.plan.key} at the same time, {TRIES} times in a "
-            "row. Run it again later; files that have arrived are not sent again."
-        )
-
-    def _look(self) -> Seen:
-        with self.registry.trouble(f"{self.plan.key.repository}/{MANIFEST}"):
-            self.files.invalidate_cache()
             try:
-                data, mark = self.driver.read(self._path)
-            except FileNotFoundError as error:
-                self.registry.check_place(error)
-                return Seen(None, None)
-        return Seen(self.registry.parse(self.plan.key, data), mark)
+                patiently(self._publish, tries=TRIES)
+            except Lost:
+                raise HubError(
+                    f"{self.place}: others publish {self.key} at the same time, "
+                    f"{TRIES} times in a row. Run it again later; files that have arrived are not "
+                    "sent again."
+                ) from None
 
-    def _write(self, merged: Manifest, mark: str | None) -> None:
-        with self.registry.trouble(f"{self.plan.key.repository}/{MANIFEST}", "written"):
-            self.driver.replace(self._path, merged.dump().encode(), mark)
+    def _publish(self) -> None:
+        """Raises Lost if another publisher was faster."""
+        written = False
+        while True:
+            seen = self._read()
+            if merge(seen.manifest, self.publication.manifest) is seen.manifest:
+                return  # all of it is there: since long, or by the last turn of this loop
+            if written:
+                raise Lost  # to one who wrote right after us, where writing has no condition
+            if self._send(self.publication.missing(seen.manifest)):
+                continue  # that may have taken hours
+            wanted = _renamed(self.publication.manifest, self._names)
+            text = merge(seen.manifest, wanted).dump()
+            with self.place.errors(self._manifest_name, "written"):
+                self.driver.replace(self._path, text.encode(), seen.mark)
+            written = True
+
+    def _read(self) -> Seen:
+        self.files.invalidate_cache()
+        try:
+            with self.place.errors(self._manifest_name, may_miss=True):
+                data, mark = self.driver.read(self._path)
+        except FileNotFoundError:
+            return Seen(None, None)
+        return Seen(self.place.parse(self.key, data), mark)
 
     def _send(self, transfers: list[Transfer]) -> bool:
         """Brings the files of each entry there, under names that are found out here; False if all
@@ -119,8 +116,8 @@ class Publisher:
                     break
             else:
                 raise HubError(
-                    f"{self.registry}: in {self.plan.key.repository}/{folder} lie other files, of "
-                    "a push that was not finished or is under way. Publish under another version "
+                    f"{self.place}: in {self.key.repository}/{folder} lie other files, of a push "
+                    "that was not finished or is under way. Publish under another version "
                     "(--version)."
                 )
         return len(self._names) > before
@@ -132,7 +129,7 @@ class Publisher:
         where a push that was not finished has left something else. Weights have names of their own
         only. Under all of them the files keep their order, which is that of the images."""
         yield {there.path: there.path for _, there in entry}
-        if self.plan.manifest.kind != "weights":
+        if self.publication.manifest.kind != "weights":
             digests = "".join(there.sha256 for _, there in entry)
             prefix = hashlib.sha256(digests.encode()).hexdigest()[:12]
             yield {there.path: f"{folder}/{prefix}-{there.name}" for _, there in entry}
@@ -140,7 +137,7 @@ class Publisher:
     def _fill(self, entry: Sequence[Transfer], names: dict[str, str]) -> bool:
         """Whether all files of an entry are there under ``names``, once those that were missing
         are sent; False if something else lies at one of them."""
-        places = {one: self.registry.path(self.plan.key, names[one.there.path]) for one in entry}
+        places = {one: self.place.path(self.key, names[one.there.path]) for one in entry}
         before = self._done
         there: dict[Transfer, bool | None] = {}
         arrived: list[bool] = []
@@ -162,13 +159,13 @@ class Publisher:
 
     def _holds(self, path: str, file: File, stop: Stop) -> bool | None:
         """Whether the file at ``path``, read back, is ``file``; None if there is none."""
-        with self.registry.trouble(file.path):
-            self.files.invalidate_cache()
-            try:
+        self.files.invalidate_cache()
+        try:
+            with self.place.errors(file.path, may_miss=True):
                 about = self.files.info(path)
-            except FileNotFoundError as error:
-                self.registry.check_place(error)
-                return None
+        except FileNotFoundError:
+            return None
+        with self.place.errors(file.path):
             if about["type"] != "file" or about["size"] != file.size:
                 return False
             digest = hashlib.sha256()
@@ -184,9 +181,9 @@ class Publisher:
         Raises HubError if what was read of it is not what the manifest states: it changed.
         """
         here, there = transfer
-        source = check_size(self.plan.folder, here)
+        source = check_size(self.publication.folder, here)
         digest = hashlib.sha256()
-        with self.registry.trouble(there.path, "written"), open(source, "rb") as file:
+        with self.place.errors(there.path, "written"), open(source, "rb") as file:
             stream = self.driver.create(path)
             try:
                 while data := file.read(CHUNK):
@@ -215,8 +212,7 @@ class Publisher:
         with self._lock:
             self._done += size
             if self.progress is not None:
-                done = self.plan.size + min(self._done, self.plan.size)
-                self.progress(done, 2 * self.plan.size)
+                self.progress(min(self._done, self.publication.size), self.publication.size)
 
 
 def _renamed(manifest: Manifest, names: dict[str, str]) -> Manifest:

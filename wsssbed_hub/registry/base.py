@@ -1,0 +1,198 @@
+"""What all registries share: how keys are found, and the order in which something is published."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest, verify_folder
+from wsssbed_hub.artifacts.keys import KINDS, Key, Version
+from wsssbed_hub.artifacts.manifest import MAX_BYTES, Chosen, File, Manifest, parse_manifest
+from wsssbed_hub.artifacts.merge import merge
+from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
+from wsssbed_hub.utils.progress import Progress, share
+
+NAMESPACE = "wsssbed"  # the folder of a registry in which the folders of its keys are
+THREADS = 8  # that read manifests
+
+
+class Missing(UsageError):
+    """What was asked for is not there, or may not be seen."""
+
+
+class Registry(Protocol):
+    """A place that holds artifacts; ``str()`` of it is what messages call it."""
+
+    def keys(self) -> list[Key]:
+        """The keys that are published here, in the order of their names."""
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The manifests of all keys. Raises HubError at one that is not valid."""
+
+    def find(self, key: Key) -> Manifest:
+        """The manifest of ``key``, whatever its version.
+
+        Raises Missing, with keys that look alike, if nothing is published under it, and HubError
+        if the place cannot be read or the manifest is not valid.
+        """
+
+    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
+        """Writes to ``out``, which has ``out.tell()`` of the file's bytes and not all, the rest of
+        them, or after ``out.seek(0)`` all.
+
+        Nobody trusts them. Raises HubError if they cannot be had.
+        """
+
+    def publish(
+        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
+    ) -> list[Key]:
+        """Publishes what the key folder ``folder`` holds; the keys with their versions.
+
+        Everything is verified first, and becomes visible at once, when the manifest is written.
+        With ``version`` the folder's only version is published under that number. What is there
+        already with the same content stays as it is; with other content it is a HubError.
+        Interrupted or killed it leaves nothing that can be seen, and may be repeated.
+        """
+
+
+class BaseRegistry(ABC):
+    """What every registry with manifests of its own does in the same way."""
+
+    @abstractmethod
+    def keys(self) -> list[Key]:
+        """As ``Registry.keys``."""
+
+    @abstractmethod
+    def _load(self, key: Key) -> Manifest:
+        """The manifest that lies where that of ``key`` should. Raises Missing if there is none,
+        with what may be the reason, and HubError if it cannot be read or is not valid."""
+
+    @abstractmethod
+    def _send(self, publication: Publication, progress: Progress | None) -> None:
+        """Publishes what was verified: files first, the manifest last. ``progress(bytes, of)``."""
+
+    def _admit(self, publication: Publication) -> None:
+        """Raises what is in the way of a publication before all of it is verified, such as a
+        version that is there with other content."""
+        try:
+            there = self._load(publication.key)
+        except Missing:
+            return
+        merge(there, publication.manifest)
+
+    def _where(self, key: Key) -> str:
+        """How messages call the manifest of ``key``."""
+        return f"{self}: {key.repository}/{MANIFEST}"
+
+    def find(self, key: Key) -> Manifest:
+        """As ``Registry.find``."""
+        try:
+            manifest = self._load(key)
+        except Missing as error:
+            reason = f" {error}" if str(error) else ""
+            message = f"There is no {key.unversioned} in {self}.{reason}{self._near(key)}"
+            raise Missing(message) from None
+        if manifest.parsed_key != key.unversioned:
+            raise HubError(f"{self._where(key)} speaks of {manifest.key}, not of {key}.")
+        return manifest
+
+    def _near(self, key: Key) -> str:
+        known: list[str] = []
+        with suppress(HubError):
+            known = [str(other) for other in self.keys()]
+        what = f" It has {len(known)} keys; `wsssbed-hub list` shows them." if known else ""
+        return did_you_mean(str(key.unversioned), known) or what
+
+    def manifests(self) -> Iterator[Manifest]:
+        """As ``Registry.manifests``."""
+        with ThreadPoolExecutor(THREADS) as threads:
+            yield from threads.map(self.find, self.keys())
+
+    def publish(
+        self, folder: Path, *, version: str | None = None, progress: Progress | None = None
+    ) -> list[Key]:
+        """As ``Registry.publish``."""
+        publication = Publication(folder, version)
+        self._admit(publication)
+        size = publication.size
+        verify_folder(folder, progress=share(progress, 0, size, 2 * size))
+        self._send(publication, share(progress, size, size, 2 * size))
+        if progress is not None:
+            progress(2 * size, 2 * size)
+        return publication.keys
+
+
+class Transfer(NamedTuple):
+    """One file: as the key folder lists it, and as it is listed where it goes."""
+
+    here: File
+    there: File
+
+
+class Publication:
+    """What is published: the entries of ``folder``, the only version as ``version`` if it is given.
+
+    Raises UsageError if the folder has several versions and one number is given for them.
+    """
+
+    def __init__(self, folder: Path, version: str | None):
+        manifest = read_manifest(folder)
+        if version is not None and len(manifest.versions) != 1:
+            have = ", ".join(manifest.versions)
+            raise UsageError(f"{folder} holds the versions {have}: they are published as they are.")
+        self.folder = folder
+        self._moves = [(chosen, _renumbered(chosen, version)) for chosen in manifest.entries()]
+        self.manifest = manifest.with_entries(new for _, new in self._moves)
+        self.key = self.manifest.parsed_key
+        self.size = sum(chosen.entry.size for chosen, _ in self._moves)
+
+    @property
+    def keys(self) -> list[Key]:
+        """The key at each version that is published."""
+        return [self.key.at(number) for number in self.manifest.versions]
+
+    def missing(self, old: Manifest | None) -> list[Transfer]:
+        """The files of the entries that ``old``, what is published already, has not got."""
+        there = {chosen[:2] for chosen in old.entries()} if old else set()
+        return [
+            Transfer(*pair)
+            for mine, new in self._moves
+            if new[:2] not in there
+            for pair in zip(mine.entry.files, new.entry.files, strict=True)
+        ]
+
+
+def _renumbered(chosen: Chosen, version: str | None) -> Chosen:
+    """The entry as it is under another version, the files in that version's folder."""
+    if version is None:
+        return chosen
+    number = Version.parse(version)
+    folder = f"{chosen.target}/{number}"
+    files = [f.model_copy(update={"path": f"{folder}/{f.name}"}) for f in chosen.entry.files]
+    return Chosen(number, chosen.target, chosen.entry.model_copy(update={"files": files}))
+
+
+def keys_of(repositories: Iterable[str]) -> list[Key]:
+    """The keys whose folders or repositories have such names; other names are passed over."""
+    found = []
+    for name in repositories:
+        kind, _, rest = name.partition("-")
+        with suppress(UsageError):  # something else that lies there
+            if kind in KINDS:
+                found.append(Key.parse(f"{kind}/{rest}"))
+    return sorted(found, key=str)
+
+
+def load_file(path: Path) -> Manifest:
+    """The manifest at ``path``. Raises Missing if there is none, HubError if it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            return parse_manifest(file.read(MAX_BYTES + 1), str(path))
+    except FileNotFoundError:
+        raise Missing from None
+    except OSError as error:
+        raise HubError(f"{path} cannot be read: {error.strerror}.") from None
