@@ -11,7 +11,7 @@ from cached import SHARD, busy, everything_below, fetch, fill, names
 from samples import Hub, flip
 
 from wsssbed_hub.cache.prune import IN_USE, Selection, prune
-from wsssbed_hub.cache.scan import look
+from wsssbed_hub.cache.scan import scan
 from wsssbed_hub.cache.verify import verify_cache
 from wsssbed_hub.registry.pull import pull
 
@@ -45,7 +45,7 @@ def test_damage_is_found_and_named(command: Hub, cache: Path, tmp_path: Path) ->
     assert damage["links"] == 1  # the exported folder's
     assert everything_below(cache) == before
     assert command("cache", "verify", "--remove").code == 1
-    assert names(look()) == ["sal/one@1.0.0", "sal/one@1.1.0"]
+    assert names(scan()) == ["sal/one@1.0.0", "sal/one@1.1.0"]
     assert command("cache", "verify").code == 0
     fetch("sal/two")
     assert verify_cache().damaged == []
@@ -61,7 +61,7 @@ def test_damage_in_a_folder_of_copies(cache: Path) -> None:
     (damage,) = verify_cache().damaged
     assert damage.found == "nothing"
     assert verify_cache(remove=True).removed == [folder]
-    assert len(look().blobs) == 3
+    assert len(scan().blobs) == 3
     assert verify_cache().damaged == []
 
 

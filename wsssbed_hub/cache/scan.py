@@ -1,16 +1,16 @@
-"""What lies in the cache (see ``store``): artifacts, unfinished transfers, and what is foreign.
+"""What lies in the cache (see ``store``): artifacts, leftovers of transfers, other files.
 
 Things are known by their names and places alone, so damaged and hostile ones are seen as well as
-whole ones. Symbolic links are never followed. What is not of the cache's making is ``foreign``: it
-is named, and nothing here ever changes it.
+whole ones. Whatever has another name or is a symbolic link is passed over, and never changed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,273 +20,221 @@ from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.cache.store import Store
 from wsssbed_hub.utils.errors import HubError, UsageError
 
-DERIVED = ("hub", "datasets", "annotations")
-"""Folders of files that are made again when they are needed."""
-AREAS = ("blobs", "artifacts", "releases", "downloads", *DERIVED, "stages")
-_TARGET = r"(?P<target>[a-z0-9]+(?:-[a-z0-9]+)*)"
-_VERSION = r"(?P<version>\d{1,6}\.\d{1,6}\.\d{1,6})"
-_FOLDER = re.compile(rf"{_TARGET}-{_VERSION}-(?P<digest>[0-9a-f]{{16}})", re.ASCII)
-_RECORD = re.compile(rf"{_TARGET}-{_VERSION}", re.ASCII)
-_MAPS = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*\.(parquet|safetensors|json)(\.tmp)?", re.ASCII)
-_OWN = {MANIFEST, f".{MANIFEST}.tmp"}
-_BLOB = re.compile(r"[0-9a-f]{64}(?P<partial>\.partial)?", re.ASCII)
 _NEVER = datetime.fromtimestamp(0, UTC)
-_DOWNLOAD = re.compile(r"\.?(?P<name>[0-9a-f]{32})(\.partial|(\.json(\.tmp)?))?", re.ASCII)
+OTHERS = ("hub", "datasets", "annotations", "stages")
+"""Folders that other code fills."""
+
+_KEY = r"(?P<kind>[a-z]+)-(?P<name>[a-z0-9-]+)"
+_ENTRY = r"(?P<target>[a-z0-9-]+)-(?P<version>\d{1,6}\.\d{1,6}\.\d{1,6})"
+_FOLDER = rf"{_ENTRY}-[0-9a-f]{{16}}"
+_SHARD = r"\.?[A-Za-z0-9][A-Za-z0-9._-]*\.(?:parquet|safetensors|json)(?:\.tmp)?"
+_NAMES = {
+    what: re.compile(name, re.ASCII)
+    for what, name in {
+        "blob": r"blobs/(?P<first>[0-9a-f]{2})/(?P<digest>(?P=first)[0-9a-f]{62})",
+        "file": r"(?P<place>blobs/(?P<first>..)/(?P<thing>(?P=first)[0-9a-f]{62})\.partial)",
+        "artifact": rf"(?P<place>artifacts/{_KEY}/{_FOLDER})/(?P<inner>.+)",
+        "folder": rf"(?P<place>artifacts/{_KEY}/\.{_FOLDER}\.partial)/.+",
+        "record": rf"(?P<place>releases/{_KEY}/{_ENTRY})/{MANIFEST}",
+        "conversion": rf"(?P<place>releases/{_KEY}/{_ENTRY}/\.partial)/.+",
+        "download": r"(?P<place>downloads/\.?(?P<thing>[0-9a-f]{32})(\.partial|\.json(\.tmp)?)?)",
+    }.items()
+}
 
 
-@dataclass
-class Folder:
-    """A key folder in the cache: the files in it that are the cache's, and those that are not."""
-
-    path: Path
-    target: str
-    digest: str
-    """First 16 digits of the sha256 of its manifest."""
-    files: list[Path] = field(default_factory=list)
-    foreign: list[Path] = field(default_factory=list)
-
-
-@dataclass
-class Artifact:
+@dataclass(eq=False)
+class CachedArtifact:
     """One version of a key over one target: its key folders, and the record of its conversion if
     it came from a release. Several folders are there if its manifest has changed."""
 
     key: Key
     target: str
-    folders: list[Folder] = field(default_factory=list)
+    folders: dict[Path, list[Path]] = field(default_factory=dict)
+    """Key folders, and the cache's files in each."""
+    mixed: set[Path] = field(default_factory=set)
+    """Key folders that hold something else as well."""
     record: Path | None = None
     digests: set[str] = field(default_factory=set)
     """sha256 (64 digits) of the files that its manifests list."""
-    size: int = 0
-    """Bytes of all its files; some of them may belong to others as well."""
     used: datetime = _NEVER
 
     @property
-    def name(self) -> str:
+    def files(self) -> list[Path]:
+        return [path for files in self.folders.values() for path in files]
+
+    def __str__(self) -> str:
         return f"{self.key} over {self.target}"
 
 
-@dataclass
-class Unfinished:
+@dataclass(eq=False)
+class Leftover:
     """What a transfer that has not come to its end left, or leaves at this moment."""
 
     what: str
     name: str
-    paths: list[Path]
-    guard: Path
-    """Its lock."""
-    size: int
-    used: datetime
+    locks: list[Path]
+    places: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.name}"
 
 
 @dataclass
 class Contents:
-    """All that lies in a cache."""
+    """What lies in a cache: all of it, or what is to go."""
 
     root: Path
-    artifacts: list[Artifact] = field(default_factory=list)
-    unfinished: list[Unfinished] = field(default_factory=list)
+    status: dict[Path, os.stat_result] = field(default_factory=dict)
+    """Of every file, whatever it belongs to; of nothing else."""
     blobs: dict[str, Path] = field(default_factory=dict)
     """By sha256."""
-    downloads: list[Path] = field(default_factory=list)
-    """Whole zips that wait to be converted."""
-    guards: list[Path] = field(default_factory=list)
-    """Locks of the conversions of releases."""
-    derived: dict[str, int] = field(default_factory=dict)
-    """Areas that other code keeps, with their bytes."""
-    foreign: list[Path] = field(default_factory=list)
-    total: int = 0
-    """Bytes of all that is the cache's, shared files counted once."""
+    artifacts: list[CachedArtifact] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
+    unused: list[Path] = field(default_factory=list)
+    """Blobs that no artifact has."""
+    others: dict[str, list[Path]] = field(default_factory=dict)
+    """Files by the folder of ``OTHERS`` that they are in."""
 
-    def unused(self) -> list[Path]:
-        """Blobs that no artifact here has, by its manifest or by a link."""
-        named = {digest for artifact in self.artifacts for digest in artifact.digests}
-        linked = {
-            identity(path)
-            for artifact in self.artifacts
-            for folder in artifact.folders
-            for path in folder.files
-        }
+    def inode(self, path: Path) -> tuple[int, int]:
+        """What two names of one file have in common."""
+        return self.status[path].st_dev, self.status[path].st_ino
+
+    def size(self, paths: Iterable[Path]) -> int:
+        """Bytes of files, each counted once whatever its names."""
+        return sum({self.inode(path): self.status[path].st_size for path in paths}.values())
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return self.size(self.status)
+
+    def size_of(self, artifact: CachedArtifact) -> int:
+        """Bytes of all its files; some of them may belong to others as well."""
+        blobs = (self.blobs[digest] for digest in artifact.digests if digest in self.blobs)
+        return self.size([*artifact.files, *blobs])
+
+    def changed(self, paths: Iterable[Path]) -> datetime:
+        """When the last of these files was changed."""
+        return datetime.fromtimestamp(max(self.status[path].st_mtime for path in paths), UTC)
+
+    def links_elsewhere(self, paths: Iterable[Path]) -> dict[Path, int]:
+        """How many names each of these files has that are not among ``paths``."""
+        known = list(dict.fromkeys(paths))
+        names = Counter(map(self.inode, known))
+        return {path: self.status[path].st_nlink - names[self.inode(path)] for path in known}
+
+    def not_in(self, artifacts: Collection[CachedArtifact]) -> list[Path]:
+        """Blobs that none of ``artifacts`` has, by its manifest or by a link."""
+        named = {digest for artifact in artifacts for digest in artifact.digests}
+        linked = {self.inode(path) for artifact in artifacts for path in artifact.files}
         return [
             path
             for digest, path in sorted(self.blobs.items())
-            if digest not in named and identity(path) not in linked
+            if digest not in named and self.inode(path) not in linked
         ]
 
 
-def identity(path: Path) -> tuple[int, int]:
-    """What two names of one file have in common; (0, 0) for a file that is gone."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return 0, 0
-    return status.st_dev, status.st_ino
-
-
-def look(store: Store | None = None) -> Contents:
+def scan(store: Store | None = None) -> Contents:
     """What lies in the cache of ``store`` just now. Other processes may change it meanwhile."""
-    root = (store or Store()).root
-    scan = _Scan(root)
-    for entry in _entries(root):
-        if entry.name not in AREAS or not _is_folder(entry):
-            scan.found.foreign.append(Path(entry))
-    scan.blobs()
-    scan.artifacts()
-    scan.releases()
-    scan.downloads()
-    for area in (*DERIVED, "stages"):
-        scan.derived(area)
-    return scan.finish()
+    scanner = _Scanner(Contents((store or Store()).root))
+    for entry in _walk(scanner.found.root):
+        scanner.add(entry)
+    scanner.found.artifacts = sorted(scanner.artifacts.values(), key=str)
+    scanner.found.leftovers = sorted(scanner.leftovers.values(), key=str)
+    scanner.found.unused = scanner.found.not_in(scanner.found.artifacts)
+    return scanner.found
 
 
-class _Scan:
-    def __init__(self, root: Path):
-        self.root = root
-        self.found = Contents(root)
-        self._artifacts: dict[tuple[Key, str], Artifact] = {}
-        self._sizes: dict[tuple[int, int], int] = {}
+class _Scanner:
+    def __init__(self, found: Contents):
+        self.found = found
+        self.artifacts: dict[tuple[Key, str], CachedArtifact] = {}
+        self.leftovers: dict[tuple[str, str], Leftover] = {}
 
-    def finish(self) -> Contents:
-        order = sorted(self._artifacts.values(), key=lambda one: (str(one.key), one.target))
-        self.found.artifacts = order
-        for artifact in order:
-            files = [path for folder in artifact.folders for path in folder.files]
-            files += [self.found.blobs[d] for d in artifact.digests if d in self.found.blobs]
-            artifact.size = sum({identity(path): self._size(path) for path in files}.values())
-        self.found.unfinished.sort(key=lambda one: one.name)
-        self.found.total = sum(self._sizes.values()) + sum(self.found.derived.values())
-        return self.found
+    def add(self, entry: os.DirEntry[str]) -> None:
+        path = Path(entry)
+        name = path.relative_to(self.found.root).as_posix()
+        plain = entry.is_file(follow_symlinks=False)
+        for what, pattern in _NAMES.items():
+            match = pattern.fullmatch(name)
+            if match and (plain or what == "artifact"):
+                break
+        else:
+            area = name.partition("/")[0]
+            if plain and area in OTHERS and self._is_there(path):
+                self.found.others.setdefault(area, []).append(path)
+            return
+        if plain and not self._is_there(path):
+            return
+        if what == "blob":
+            self.found.blobs[match["digest"]] = path
+        elif what == "artifact":
+            self._artifact_file(path, match, plain)
+        elif what == "record":
+            self._record(path, match)
+        else:
+            self._leftover_file(path, match, what)
 
-    def blobs(self) -> None:
-        for place in self._folders(self.root / "blobs", re.compile(r"[0-9a-f]{2}")):
-            for entry in _entries(place):
-                match = _BLOB.fullmatch(entry.name)
-                path = Path(entry)
-                if match is None or not entry.name.startswith(place.name) or not _is_file(entry):
-                    self.found.foreign.append(path)
-                elif match["partial"]:
-                    self._unfinished("file", path.stem, [path], path)
-                else:
-                    self.found.blobs[entry.name] = path
-                    self._size(path)
+    def _is_there(self, path: Path) -> bool:
+        with suppress(FileNotFoundError):
+            self.found.status[path] = path.lstat()
+        return path in self.found.status
 
-    def artifacts(self) -> None:
-        for place, key in self._repositories("artifacts"):
-            for entry in _entries(place):
-                path = Path(entry)
-                name = entry.name
-                partial = name.startswith(".") and name.endswith(".partial")
-                match = _FOLDER.fullmatch(name[1 : -len(".partial")] if partial else name)
-                if match is None or not _is_folder(entry):
-                    self.found.foreign.append(path)
-                elif partial:
-                    whose = f"{key.at(match['version'])} over {match['target']}"
-                    self._unfinished("folder", whose, [path], path)
-                else:
-                    artifact = self._artifact(key.at(match["version"]), match["target"])
-                    self._add_folder(artifact, path, match["version"], match["digest"])
+    def _artifact_file(self, path: Path, match: re.Match[str], plain: bool) -> None:
+        artifact = self._artifact(match)
+        if artifact is None:
+            return
+        folder = self.found.root / match["place"]
+        files = artifact.folders.setdefault(folder, [])
+        own = re.escape(f"{match['target']}/{match['version']}/") + _SHARD
+        if plain and re.fullmatch(rf"{MANIFEST}|\.{MANIFEST}\.tmp|{own}", match["inner"], re.ASCII):
+            files.append(path)
+        else:
+            artifact.mixed.add(folder)
+        if match["inner"] == MANIFEST and plain:
+            artifact.digests |= _digests(folder)
+        with suppress(FileNotFoundError):
+            self._use(artifact, folder.stat())
 
-    def _add_folder(self, artifact: Artifact, path: Path, version: str, digest: str) -> None:
-        folder = Folder(path, artifact.target, digest)
-        place = path / artifact.target / version
-        for entry in _walk(path):
-            there = Path(entry)
-            ours = _is_file(entry) and (
-                (there.parent == path and entry.name in _OWN)
-                or (there.parent == place and _MAPS.fullmatch(entry.name) is not None)
-            )
-            if ours:
-                folder.files.append(there)
-                self._size(there)
-            elif not (_is_folder(entry) and (there == place or there == place.parent)):
-                folder.foreign.append(there)
-        artifact.folders.append(folder)
-        self.found.foreign += folder.foreign
-        if path / MANIFEST in folder.files:
-            artifact.digests |= _digests(path)
-        artifact.used = max(artifact.used, _when(path))
+    def _record(self, path: Path, match: re.Match[str]) -> None:
+        artifact = self._artifact(match)
+        if artifact is not None:
+            artifact.record = path.parent
+            artifact.digests |= _digests(path.parent)
+            self._use(artifact, self.found.status[path])
 
-    def releases(self) -> None:
-        for place, key in self._repositories("releases"):
-            for entry in _entries(place):
-                path, name = Path(entry), entry.name
-                guard = name.startswith(".") and name.endswith(".lock")
-                match = _RECORD.fullmatch(name[1 : -len(".lock")] if guard else name)
-                if match is not None and guard and _is_file(entry):
-                    self.found.guards.append(path)
-                elif match is not None and _is_folder(entry):
-                    self._add_record(path, key.at(match["version"]), match["target"])
-                else:
-                    self.found.foreign.append(path)
+    def _use(self, artifact: CachedArtifact, status: os.stat_result) -> None:
+        artifact.used = max(artifact.used, datetime.fromtimestamp(status.st_mtime, UTC))
 
-    def _add_record(self, home: Path, key: Key, target: str) -> None:
-        for entry in _entries(home):
-            path = Path(entry)
-            if entry.name == MANIFEST and _is_file(entry):
-                artifact = self._artifact(key, target)
-                artifact.record = home
-                artifact.digests |= _digests(home)
-                artifact.used = max(artifact.used, _when(path))
-            elif entry.name == ".partial" and _is_folder(entry):
-                guard = home.with_name(f".{home.name}.lock")
-                self._unfinished("conversion", f"{key} over {target}", [path], guard)
-            elif entry.name not in _OWN:
-                self.found.foreign.append(path)
-            if entry.name in _OWN and _is_file(entry):
-                self._size(path)
+    def _artifact(self, match: re.Match[str]) -> CachedArtifact | None:
+        try:
+            key = Key.parse(f"{match['kind']}/{match['name']}@{match['version']}")
+        except UsageError:
+            return None
+        fresh = CachedArtifact(key, match["target"])
+        return self.artifacts.setdefault((key, match["target"]), fresh)
 
-    def downloads(self) -> None:
-        parts: dict[str, list[Path]] = {}
-        for entry in _entries(self.root / "downloads"):
-            match = _DOWNLOAD.fullmatch(entry.name)
-            if match is None or not _is_file(entry):
-                self.found.foreign.append(Path(entry))
-            elif entry.name == match["name"]:
-                self.found.downloads.append(Path(entry))
-                self._size(Path(entry))
-            else:
-                parts.setdefault(match["name"], []).append(Path(entry))
-        for name, paths in parts.items():
-            guard = self.root / "downloads" / f"{name}.partial"
-            self._unfinished("download", name, paths, guard)
+    def _leftover_file(self, path: Path, match: re.Match[str], what: str) -> None:
+        place = self.found.root / match["place"]
+        if what in ("file", "download"):
+            name = match["thing"]
+        else:
+            name = "{kind}/{name}@{version} over {target}".format(**match.groupdict())
+        locks = [place]
+        if what == "conversion":
+            locks = [record_lock(place.parent)]
+        elif what == "download":
+            locks = [place.with_name(f"{name}.partial"), self.found.root / "blobs"]
+        found = self.leftovers.setdefault((what, name), Leftover(what, name, locks))
+        found.files.append(path)
+        if place not in found.places:
+            found.places.append(place)
 
-    def derived(self, area: str) -> None:
-        place = self.root / area
-        if place.is_dir() and not place.is_symlink():
-            files = {identity(Path(e)): _stat(Path(e)) for e in _walk(place) if _is_file(e)}
-            sizes = [status.st_size for status in files.values() if status is not None]
-            self.found.derived[area] = sum(sizes)
 
-    def _unfinished(self, what: str, name: str, paths: list[Path], guard: Path) -> None:
-        files = [file for path in paths for file in files_in(path)]
-        size = sum({identity(file): self._size(file) for file in files}.values())
-        used = max((_when(path) for path in (*paths, *files)), default=datetime.now(UTC))
-        self.found.unfinished.append(Unfinished(what, name, paths, guard, size, used))
-
-    def _artifact(self, key: Key, target: str) -> Artifact:
-        return self._artifacts.setdefault((key, target), Artifact(key, target))
-
-    def _size(self, path: Path) -> int:
-        status = _stat(path)
-        if status is None:
-            return 0
-        self._sizes[(status.st_dev, status.st_ino)] = status.st_size
-        return status.st_size
-
-    def _folders(self, place: Path, names: re.Pattern[str]) -> Iterator[Path]:
-        for entry in _entries(place):
-            if names.fullmatch(entry.name) and _is_folder(entry):
-                yield Path(entry)
-            else:
-                self.found.foreign.append(Path(entry))
-
-    def _repositories(self, area: str) -> Iterator[tuple[Path, Key]]:
-        for place in self._folders(self.root / area, re.compile(r"[a-z]+-[a-z0-9-]+")):
-            kind, _, name = place.name.partition("-")
-            try:
-                yield place, Key.parse(f"{kind}/{name}")
-            except UsageError:
-                self.found.foreign.append(place)
+def record_lock(home: Path) -> Path:
+    """The lock of a conversion, whose record ``home`` is."""
+    return home.with_name(f".{home.name}.lock")
 
 
 def _digests(folder: Path) -> set[str]:
@@ -298,50 +246,15 @@ def _digests(folder: Path) -> set[str]:
     return {file.sha256.removeprefix("sha256:") for one in entries for file in one.entry.files}
 
 
-def _entries(place: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name; nothing if it is none, or a link to one."""
-    if place.is_symlink():
-        return []
+def _walk(place: Path) -> Iterator[os.DirEntry[str]]:
+    """What is below a folder and no folder itself; links are not followed."""
     try:
         with os.scandir(place) as found:
-            return sorted(found, key=lambda entry: entry.name)
+            entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _walk(place: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder, its folders included."""
-    for entry in _entries(place):
-        yield entry
-        if _is_folder(entry):
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry))
-
-
-def files_in(path: Path) -> list[Path]:
-    """``path``, or the files below it if it is a folder."""
-    if path.is_dir() and not path.is_symlink():
-        return [Path(entry) for entry in _walk(path) if _is_file(entry)]
-    return [path]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file(follow_symlinks=False)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
-
-
-def _when(path: Path) -> datetime:
-    try:
-        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
-    except FileNotFoundError:
-        return datetime.now(UTC)
+        else:
+            yield entry

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import MANIFEST, check_file, read_manifest
 from wsssbed_hub.artifacts.manifest import File, Manifest
-from wsssbed_hub.cache.locks import keep, sharing
+from wsssbed_hub.cache.locks import hold, shared
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     CHUNK,
@@ -49,7 +49,7 @@ class Store:
 
     @property
     def blobs(self) -> Path:
-        """Folder of all files; who fetches shares it (see ``holding``)."""
+        """Folder of all files; who fetches shares it (see ``locks``)."""
         return self.root / "blobs"
 
     def blob(self, file: File) -> Path:
@@ -83,7 +83,7 @@ class Store:
 
             self.fetch(file, fetch, step, stop.wait)
 
-        with expect_trouble(self.root), sharing(self.blobs):  # so nothing of it is pruned now
+        with expect_trouble(self.root), shared(self.blobs):  # so nothing of it is pruned now
             at_once(get, files, jobs)
             if to is not None:
                 return self._export(manifest, files, Path(os.path.abspath(to)))
@@ -141,7 +141,7 @@ class Store:
                     write_whole(folder / MANIFEST, text.encode())
                 with suppress(OSError):  # a cache that is only read
                     os.utime(folder)  # when it was used last
-                keep(folder / chosen.target)
+                hold(folder / chosen.target)
         return folder
 
     def _export(self, manifest: Manifest, files: list[File], folder: Path) -> Path:

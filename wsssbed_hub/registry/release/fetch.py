@@ -18,6 +18,7 @@ from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest
 from wsssbed_hub.artifacts.manifest import Chosen, Entry, File, Manifest, UrlSource
 from wsssbed_hub.artifacts.png_layout import PngZip
 from wsssbed_hub.artifacts.shard_writer import Written, write_maps
+from wsssbed_hub.cache.locks import shared
 from wsssbed_hub.cache.store import Fetcher, Store
 from wsssbed_hub.evaluation.inspect import (
     Expectation,
@@ -66,7 +67,8 @@ def from_url(
     data_root = data_root or settings.data_root()
     processes = processes or default_processes()
     path = fetch.home.with_name(f".{fetch.home.name}.lock")
-    with expect_trouble(store.root), exclusive(path) as guard:
+    # Who prunes leaves downloads and blobs alone meanwhile.
+    with expect_trouble(store.root), shared(store.blobs), exclusive(path) as guard:
         converted = fetch.converted() or fetch.run(data_root, processes, guard)
     record = fetch.home / MANIFEST
 
