@@ -32,7 +32,7 @@ def test_counters_may_be_missing() -> None:
     del wanted["1.num_batches_tracked"]
     loaded = network()
     load_strictly(loaded, wanted, "it")
-    torch.testing.assert_close(loaded[1].running_mean, wanted["1.running_mean"])
+    assert torch.equal(loaded[1].running_mean, wanted["1.running_mean"])
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import FLOAT64, assert_close_in_norm
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from stages.runtime import ops
+
+pytestmark = pytest.mark.numerical
 
 # Height and width before and after: up, down, odd, even, one axis up and one down, one pixel,
 # the same size, the same in one axis.
@@ -27,8 +30,8 @@ SIZES = [
     ((6, 5), (6, 9)),
 ]
 RESIZINGS = [("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)]
-# Sums of a few numbers in another order, relative to the largest: some units of the last place.
-ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-5, torch.bfloat16: 2**-7}
+# Sums of a few numbers in another order; bfloat16 has 8 bits.
+ROUNDING = {torch.float64: FLOAT64, torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -51,8 +54,7 @@ def assert_same(mine: Operation, theirs: Operation, x: Tensor) -> None:
     for found, expected in zip(derivatives(mine, x), derivatives(theirs, x), strict=True):
         assert found.shape == expected.shape
         assert found.dtype == expected.dtype
-        error = (found.double() - expected.double()).abs().max()
-        assert error <= ROUNDING[x.dtype] * max(1.0, float(expected.double().abs().max()))
+        assert_close_in_norm(found.double(), expected.double(), ROUNDING[x.dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -271,7 +273,7 @@ def test_on_a_gpu_gradients_are_deterministic_and_the_processors() -> None:
             once, again = (derivatives_on(operation, x.cuda()) for _ in range(2))
             for one, other, here in zip(once, again, derivatives(operation, x), strict=True):
                 assert torch.equal(one, other)
-                assert (one.cpu() - here).abs().max() <= 1e-5 * here.abs().max()
+                assert_close_in_norm(one, here, 1e-5)
     finally:
         torch.use_deterministic_algorithms(False)
 
