@@ -140,7 +140,7 @@ class Views:
 
 
 class Method(CamMethod):
-    card = manifest.Method(
+    card = manifest.MethodCitation(
         name="CAM",
         paper="https://arxiv.org/abs/1512.04150",
         code="https://github.com/clovaai/WSSS-BED",

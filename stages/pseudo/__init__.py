@@ -28,7 +28,7 @@ from wsssbed_hub.evaluation.labelling import (
 from wsssbed_hub.evaluation.thresholds import choose_threshold
 from wsssbed_hub.registry.open_artifact import Maps
 
-CARD = manifest.Method(
+CARD = manifest.MethodCitation(
     name="Algorithm 1 of WSSS-BED",
     paper="https://arxiv.org/abs/2404.00918",
     code="https://github.com/clovaai/WSSS-BED",

@@ -24,7 +24,7 @@ from stages.runtime.training import Trained, locked, trained_network
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete, finished
 from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.artifacts.manifest import Ingredient, Method, Provenance, Result, TrainedOn
+from wsssbed_hub.artifacts.manifest import Ingredient, MethodCitation, Provenance, Result, TrainedOn
 from wsssbed_hub.artifacts.shard_writer import PART, Written, read_record
 from wsssbed_hub.datasets import Target
 from wsssbed_hub.registry.open_artifact import (
@@ -46,7 +46,7 @@ class Artifact:
 
     key: str
     title: str
-    method: Method
+    method: MethodCitation
     trained_on: Sequence[TrainedOn]
     settings: Mapping[str, Any]
     """All that it depends on; they are the recipe in its provenance."""

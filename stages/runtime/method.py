@@ -173,7 +173,7 @@ class Method(ABC):
     A family's base class adds how an image becomes a map. Methods hold no state of the training.
     """
 
-    card: ClassVar[manifest.Method]
+    card: ClassVar[manifest.MethodCitation]
     """Paper, code and licence, for the manifests."""
     recipes: ClassVar[Mapping[str, Any]]
     """By the name that ``--recipe`` takes; frozen dataclasses of one class.

@@ -226,7 +226,7 @@ class Crops:
 
 
 class Method(SegMethod):
-    card = manifest.Method(
+    card = manifest.MethodCitation(
         name="DeepLab-V2",
         paper="https://arxiv.org/abs/1606.00915",
         code="https://github.com/kazuto1011/deeplab-pytorch",

@@ -220,7 +220,7 @@ def _draw_convolutions(network: nn.Module, deviation: float) -> None:
 
 
 class Method(SodMethod):
-    card = manifest.Method(
+    card = manifest.MethodCitation(
         name="PoolNet",
         paper="https://arxiv.org/abs/1904.09569",
         code="https://github.com/backseason/PoolNet",

@@ -210,7 +210,7 @@ def pseudo_scores(
 class Method(BaseMethod):
     """SSNet in one of its settings, for ``num_classes`` classes, background not counted."""
 
-    card = manifest.Method(
+    card = manifest.MethodCitation(
         name="SSNet",
         paper="https://arxiv.org/abs/1909.04161",
         code="https://github.com/zengxianyu/jsws",

@@ -11,7 +11,7 @@ from samples import IDS, key_folder, leftovers, maps_of, provenance, written
 
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete, finished, read_manifest, verify_folder
-from wsssbed_hub.artifacts.manifest import Method, TrainedOn
+from wsssbed_hub.artifacts.manifest import MethodCitation, TrainedOn
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.utils.errors import HubError
@@ -34,7 +34,7 @@ def test_a_complete_folder(tmp_path: Path) -> None:
         target="shapes",
         version="0.1.0",
         title="Saliency maps",
-        method=Method(name="PoolNet"),
+        method=MethodCitation(name="PoolNet"),
         trained_on=[TrainedOn(dataset="shapes", images=5, supervision="pixel masks")],
         licence="MIT",
         provenance=provenance(seed=7),
@@ -124,7 +124,7 @@ def test_weights(tmp_path: Path) -> None:
         target="shapes",
         version="1.0.0",
         title="Weights",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         provenance=provenance(),
     )
     assert manifest.entry("1.0.0", "shapes").images is None

@@ -23,7 +23,7 @@ from wsssbed_hub.artifacts.manifest import (
     HubSource,
     Ingredient,
     Manifest,
-    Method,
+    MethodCitation,
     Provenance,
     TrainedOn,
     UrlSource,
@@ -53,7 +53,7 @@ def manifest(
         key=key,
         kind=kind,  # type: ignore[arg-type]
         title="For a test",
-        method=Method(name="Test", paper="https://example.org/paper"),
+        method=MethodCitation(name="Test", paper="https://example.org/paper"),
         trained_on=[TrainedOn(dataset="shapes", supervision="pixel masks")],
         trained_with=list(trained_with),
         versions={

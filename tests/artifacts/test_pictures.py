@@ -106,8 +106,8 @@ def test_contact_sheet():
     red = np.full((20, 30, 3), (200, 0, 0), np.uint8)
     grey = np.full((10, 40), 77, np.uint8)
     rows = [
-        [pictures.Cell(red, "a"), pictures.Cell(None)],
-        [pictures.Cell(grey), pictures.Cell(red, "a caption that is much too long for its column")],
+        [pictures.Tile(red, "a"), pictures.Tile(None)],
+        [pictures.Tile(grey), pictures.Tile(red, "a caption that is much too long for its column")],
     ]
     sheet = pictures.contact_sheet(rows, ["one", "two"], longest=40, gap=10)
     assert sheet.shape[1] == 2 * (40 + 10) + 10

@@ -15,7 +15,7 @@ from samples import IDS, leftovers, maps_of, noise, provenance, same, written
 
 from wsssbed_hub.artifacts.digests import content_digest, list_digest
 from wsssbed_hub.artifacts.key_folder import complete
-from wsssbed_hub.artifacts.manifest import Method
+from wsssbed_hub.artifacts.manifest import MethodCitation
 from wsssbed_hub.artifacts.maps import digest_of
 from wsssbed_hub.registry.open_artifact import (
     Activations,
@@ -37,7 +37,7 @@ def finish(folder: Path, result: Any) -> Any:
         target="shapes",
         version="1.0.0",
         title="Maps for a test",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         provenance=provenance(),
     )
     return open_artifact(folder)

@@ -18,7 +18,7 @@ from samples import maps_of
 
 from wsssbed_hub.artifacts.key_folder import complete
 from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.artifacts.manifest import Environment, Ingredient, Method, Provenance
+from wsssbed_hub.artifacts.manifest import Environment, Ingredient, MethodCitation, Provenance
 from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.containers.reproduce import (
     Published,
@@ -59,7 +59,7 @@ def artifact(
         target="shapes",
         version="1.0.0",
         title="Maps for a test",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         provenance=Provenance(**(settings | provenance)),
     )
     return folder

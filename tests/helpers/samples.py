@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from wsssbed_hub.artifacts.key_folder import complete
-from wsssbed_hub.artifacts.manifest import Environment, Manifest, Method, Provenance
+from wsssbed_hub.artifacts.manifest import Environment, Manifest, MethodCitation, Provenance
 from wsssbed_hub.artifacts.maps import Activations, Maps
 from wsssbed_hub.artifacts.shard_writer import Written, write_maps
 
@@ -98,7 +98,7 @@ def key_folder(
         target=target,
         version=version,
         title="Maps for a test",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         provenance=provenance(),
     )
 

@@ -17,7 +17,7 @@ from stages.seg import SegData, SegMethod
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
 
-CARD = manifest.Method(name="Toy", paper="https://arxiv.org/abs/0000.00000")
+CARD = manifest.MethodCitation(name="Toy", paper="https://arxiv.org/abs/0000.00000")
 SIDE = 24
 
 

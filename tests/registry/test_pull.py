@@ -16,7 +16,7 @@ from samples import IDS, flip, key_folder, leftovers, maps_of, noise, same
 
 from wsssbed_hub.artifacts.key_folder import complete, read_manifest, verify_folder
 from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.artifacts.manifest import File, Method
+from wsssbed_hub.artifacts.manifest import File, MethodCitation
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.open_artifact import open_artifact
@@ -115,7 +115,7 @@ def test_weights_are_pulled(tmp_path: Path, registry: FolderRegistry) -> None:
         target="shapes",
         version="1.0.0",
         title="Weights",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
     )
     registry.publish(tmp_path / "weights")
     folder = pull("weights/seg-test")

@@ -17,7 +17,14 @@ from samples import Hub, maps_of, provenance, written
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete
 from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.artifacts.manifest import Entry, File, Ingredient, Manifest, Method, TrainedOn
+from wsssbed_hub.artifacts.manifest import (
+    Entry,
+    File,
+    Ingredient,
+    Manifest,
+    MethodCitation,
+    TrainedOn,
+)
 from wsssbed_hub.artifacts.parquet import schema
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.index import IndexRegistry
@@ -48,7 +55,7 @@ def make(tmp_path: Path, kind: str, name: str, *made_from: Ingredient, **known: 
         target="shapes",
         version="1.0.0",
         title=f"Maps of {name}",
-        method=known.pop("method", Method(name="Test")),  # type: ignore[arg-type]
+        method=known.pop("method", MethodCitation(name="Test")),  # type: ignore[arg-type]
         provenance=provenance(
             made_from=list(made_from),
             seed=7,
@@ -71,14 +78,18 @@ def part(role: str, manifest: Manifest) -> Ingredient:
 def chain(tmp_path: Path) -> Path:
     """Saliency maps, activation maps trained with them, labels made from both; and others."""
     duts = [TrainedOn(dataset="duts", supervision="pixel masks")]
-    sal = make(tmp_path, "sal", "vst-duts", method=Method(name="VST"), trained_on=duts)
+    sal = make(tmp_path, "sal", "vst-duts", method=MethodCitation(name="VST"), trained_on=duts)
     cam = make(
-        tmp_path, "cam", "eps-vst-duts", part("sal", sal), method=Method(name="EPS", paper="EPS'21")
+        tmp_path,
+        "cam",
+        "eps-vst-duts",
+        part("sal", sal),
+        method=MethodCitation(name="EPS", paper="EPS'21"),
     )
     make(tmp_path, "label", "eps-vst-duts", part("cam", cam), part("sal", sal))
     free = [TrainedOn(dataset="duts", supervision="unsupervised")]
-    make(tmp_path, "sal", "move", method=Method(name="MOVE"), trained_on=free)
-    make(tmp_path, "cam", "drs", method=Method(name="DRS"))
+    make(tmp_path, "sal", "move", method=MethodCitation(name="MOVE"), trained_on=free)
+    make(tmp_path, "cam", "drs", method=MethodCitation(name="DRS"))
     return tmp_path / "registry"
 
 
@@ -238,7 +249,7 @@ def test_tables_fit_the_window(
 
 
 def test_texts_of_others_steer_no_terminal(command: Hub, tmp_path: Path) -> None:
-    evil = Method(name="\x1b[2J[red]X\u202e")
+    evil = MethodCitation(name="\x1b[2J[red]X\u202e")
     make(tmp_path, "sal", "evil", method=evil)
     for words in (["list"], ["show", "sal/evil"], ["search", "evil"]):
         out = command(*words).out
@@ -311,7 +322,7 @@ def big(root: Path, images: int = COCO, shards: int = 20) -> Key:
         key="cam/big",
         kind="cam",
         title="Activation maps over the whole of coco14",
-        method=Method(name="Big"),
+        method=MethodCitation(name="Big"),
         versions={"1.0.0": {"coco14": entry}},
     )
     folder = root / "wsssbed" / "cam-big"
@@ -382,7 +393,7 @@ def rows(folder: Path, images: int) -> Path:
         key="sal/big",
         kind="sal",
         title="Saliency maps over the whole of coco14",
-        method=Method(name="Big"),
+        method=MethodCitation(name="Big"),
         versions={"1.0.0": {"coco14": entry}},
     )
     (folder / "manifest.yaml").write_text(manifest.dump())

@@ -11,7 +11,13 @@ from samples import Hub, key_folder, provenance
 
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete
-from wsssbed_hub.artifacts.manifest import Ingredient, Method, Result, Supervision, TrainedOn
+from wsssbed_hub.artifacts.manifest import (
+    Ingredient,
+    MethodCitation,
+    Result,
+    Supervision,
+    TrainedOn,
+)
 from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import Target, make_shapes, open_target
@@ -40,7 +46,7 @@ def _publish(folder: Path, kind: str, name: str, maps: dict, *made_from: Ingredi
         target="shapes",
         version="1.0.0",
         title="For a test",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         provenance=provenance(made_from=list(made_from)),
     )
     open_registry(None, create=True).publish(folder)
@@ -70,7 +76,7 @@ def _network(
         target="shapes",
         version="1.0.0",
         title="For a test",
-        method=Method(name="DeepLab-V2"),
+        method=MethodCitation(name="DeepLab-V2"),
         trained_on=[TrainedOn(dataset="shapes", supervision=kind) for kind in supervision],
         provenance=provenance(made_from=list(made_from)),
         results=results,

@@ -17,7 +17,7 @@ from rangeserver import RangeServer
 from typer.testing import CliRunner, Result
 
 from wsssbed_hub.artifacts.key_folder import complete, read_manifest
-from wsssbed_hub.artifacts.manifest import HubSource, Manifest, Method
+from wsssbed_hub.artifacts.manifest import HubSource, Manifest, MethodCitation
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.cli import contribute
 from wsssbed_hub.datasets import Target, make_shapes, open_target
@@ -176,7 +176,7 @@ def test_weights_are_said_not_to_be_measured(
         target="shapes",
         version="1.0.0",
         title="For a test",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         licence="MIT",
     )
     registry = HubRegistry("alice")

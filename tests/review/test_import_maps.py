@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
-from wsssbed_hub.artifacts.manifest import Method
+from wsssbed_hub.artifacts.manifest import MethodCitation
 from wsssbed_hub.cli import contribute
 from wsssbed_hub.datasets import TARGETS, make_shapes, open_target
 from wsssbed_hub.evaluation.inspect import Problem
@@ -29,7 +29,7 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 
 S, A = tinyvoc.saliency(), tinyvoc.activations()
 SHAPE = tinyvoc.SIZE
-CARD = Card(Method(name="Mine"))
+CARD = Card(MethodCitation(name="Mine"))
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_zip_becomes_a_key_folder(tmp_path: Path, data: Path) -> None:
     (tmp_path / "x.zip").write_bytes(tinyvoc.zipped(A, "MINE/"))
     incoming = Import(tmp_path / "x.zip", "cam/mine-vst-duts", "shapes", data)
     card = Card(
-        Method(name="Mine", paper="https://example.org"),
+        MethodCitation(name="Mine", paper="https://example.org"),
         parse_trained_on(["shapes:image labels"]),
         ("sal/vst-duts",),
         "MIT",

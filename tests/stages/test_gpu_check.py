@@ -16,7 +16,7 @@ import pytest
 from stages import gpu_check
 from stages.small_runs import TARGET, SmallRun, in_order, small_run
 from wsssbed_hub.artifacts.key_folder import complete
-from wsssbed_hub.artifacts.manifest import Environment, Method, Provenance
+from wsssbed_hub.artifacts.manifest import Environment, MethodCitation, Provenance
 from wsssbed_hub.artifacts.maps import Activations
 from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.artifacts.weights import write_weights
@@ -64,7 +64,7 @@ class Stages:
             target=TARGET,
             version="1.0.0",
             title="A test",
-            method=Method(name="Test"),
+            method=MethodCitation(name="Test"),
             provenance=Provenance(
                 stage=run.stage,
                 command=["x"],

@@ -21,7 +21,7 @@ from wsssbed_hub.artifacts.manifest import (
     UrlSource,
 )
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.text import Words
+from wsssbed_hub.utils.text import Printable
 
 DEEPEST = 12  # labels are made from activations made from weights made from…: four are usual
 MOST = 200  # nodes of one tree
@@ -43,8 +43,8 @@ TOO_MANY = f"what else there is is left out: the tree has {MOST} artifacts"
 class Link(Model):
     """Where to read more. Rendered as a link only if it is http(s)."""
 
-    text: Words
-    url: Words
+    text: Printable
+    url: Printable
 
 
 class Node(Model):
@@ -53,12 +53,12 @@ class Node(Model):
     ``remark`` says why the branch ends here although there should be more, or what is in doubt.
     """
 
-    role: Words
-    name: Words
-    target: Words | None = None
+    role: Printable
+    name: Printable
+    target: Printable | None = None
     digest: Digest | None = None
-    remark: Words | None = None
-    facts: dict[Words, Words] = Field(default_factory=dict)
+    remark: Printable | None = None
+    facts: dict[Printable, Printable] = Field(default_factory=dict)
     links: list[Link] = Field(default_factory=list)
     made_from: list[Node] = Field(default_factory=list)
 

@@ -36,8 +36,8 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Method(Model):
-    """Who thought of it: the method that made the maps, as its paper names it."""
+class MethodCitation(Model):
+    """The method that made the maps, as its paper names it, and where it was published."""
 
     name: Text
     paper: Text | None = None
@@ -231,7 +231,7 @@ class Manifest(Model):
     key: str
     kind: Literal["sal", "cam", "label", "weights"]
     title: Text
-    method: Method
+    method: MethodCitation
     trained_on: list[TrainedOn] = []
     trained_with: list[str] = []
     licence: Text | None = None

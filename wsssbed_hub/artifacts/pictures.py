@@ -100,7 +100,7 @@ def encode(picture: np.ndarray, form: Literal["JPEG", "PNG"]) -> bytes:
     return file.getvalue()
 
 
-class Cell(NamedTuple):
+class Tile(NamedTuple):
     """One picture of a contact sheet, RGB or grey, or None for a gap, and the words below it."""
 
     picture: np.ndarray | None
@@ -108,7 +108,7 @@ class Cell(NamedTuple):
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[Cell]], titles: Sequence[str] = (), *, longest: int = 160, gap: int = 10
+    rows: Sequence[Sequence[Tile]], titles: Sequence[str] = (), *, longest: int = 160, gap: int = 10
 ) -> np.ndarray:
     """Rows of pictures on white, ``titles`` above the columns, as RGB.
 
@@ -142,13 +142,13 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _fit(cell: Cell, longest: int) -> Cell:
+def _fit(cell: Tile, longest: int) -> Tile:
     if cell.picture is None:
         return cell
     return cell._replace(picture=shrink(cell.picture, longest))
 
 
-def _size(cell: Cell) -> tuple[int, int]:
+def _size(cell: Tile) -> tuple[int, int]:
     return (0, 0) if cell.picture is None else (cell.picture.shape[0], cell.picture.shape[1])
 
 

@@ -2,7 +2,7 @@
 
 Everything happens in ``<folder>/.partial``: ``settings.json`` says what is being written there,
 ``00000.parquet`` … hold 64 images each, ``files/`` the shards that the parts are merged into, and
-``written.json``, last of all, what the shards are. ``keyfolder.complete`` takes it from there.
+``written.json``, last of all, what the shards are. ``key_folder.complete`` takes it from there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Produce = Callable[[str], "np.ndarray | Activations"]
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file below ``Written.folder``, which ``keyfolder.complete`` will move."""
+    """A file below ``Written.folder``, which ``key_folder.complete`` will move."""
 
     name: str
     size: int

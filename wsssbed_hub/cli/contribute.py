@@ -73,13 +73,13 @@ def import_(
 
     Missing images, wrong sizes, classes and values are named. With errors nothing is written.
     """
-    from wsssbed_hub.artifacts.manifest import Method
+    from wsssbed_hub.artifacts.manifest import MethodCitation
     from wsssbed_hub.review.import_maps import Card, Import, parse_trained_on, raise_errors
 
     if report_only:
         refuse(context, ["measure"], "With --report-only no manifest is written")
     card = Card(
-        Method(name=method, paper=paper, code=code, licence=method_licence),
+        MethodCitation(name=method, paper=paper, code=code, licence=method_licence),
         parse_trained_on(trained_on or []),
         tuple(trained_with or []),
         licence,

@@ -1,7 +1,7 @@
 """Reading and writing artifacts: the names that the rest of the project uses, and one way to open.
 
-The parts are in ``reader`` (what every reader is), ``parquet`` and ``pngs`` (the forms), and
-``writing``.
+The parts are in ``artifacts``: ``maps`` (what every reader is), ``parquet`` and ``png_layout`` (the
+forms), and ``shard_writer``.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def verify(
     """Recomputes everything that a manifest states of its files, for a key or a key folder.
 
     A key is pulled first. Raises HubError at the first claim that does not hold (see
-    ``keyfolder.verify_folder``), UsageError for what is neither.
+    ``key_folder.verify_folder``), UsageError for what is neither.
     """
     if isinstance(what, str) and names_artifact(what):
         what = pull(what, target, registry=registry)

@@ -15,7 +15,7 @@ from pydantic import Field, FiniteFloat
 
 from wsssbed_hub.artifacts.lineage import Node
 from wsssbed_hub.artifacts.manifest import Digest, Model, Threshold
-from wsssbed_hub.utils.text import Words
+from wsssbed_hub.utils.text import Printable
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Maybe = Share | None
@@ -27,10 +27,10 @@ class Basis(Model):
     ``details`` are further things that the number depends on (network, CRF, rule…), by name.
     """
 
-    split: Words
+    split: Printable
     images: Annotated[int, Field(ge=1)]
     image_list: Digest | None = None
-    details: dict[Words, Words] = Field(default_factory=dict)
+    details: dict[Printable, Printable] = Field(default_factory=dict)
 
 
 class SaliencyScore(Model):
@@ -93,9 +93,9 @@ class Row(Model):
     ``own`` labels that were made elsewhere.
     """
 
-    name: Words
+    name: Printable
     role: Literal["saliency", "no saliency", "labels", "network", "ground truth"] = "saliency"
-    activations: Words = ""
+    activations: Printable = ""
     saliency: SaliencyScore | None = None
     fixed: LabelScore | None = None
     best: LabelScore | None = None
@@ -107,7 +107,7 @@ class Row(Model):
 class Picture(Model):
     """An encoded picture and what it shows."""
 
-    what: Words
+    what: Printable
     media: Literal["image/png", "image/jpeg"]
     data: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*=*$")]
     width: Annotated[int, Field(ge=1)]
@@ -136,7 +136,7 @@ class GalleryRow(Model):
     """One image of the target; ``cells`` are the pictures of each column, none where there are
     none, several where an image has several classes."""
 
-    image_id: Words
+    image_id: Printable
     classes: list[int] = Field(default_factory=list)
     cells: list[list[Picture]]
 
@@ -144,7 +144,7 @@ class GalleryRow(Model):
 class Gallery(Model):
     """Images with what was made of them; ``shown`` are the label values in it, for the legend."""
 
-    columns: list[Words]
+    columns: list[Printable]
     rows: list[GalleryRow]
     shown: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=list)
 
@@ -160,15 +160,15 @@ class Gallery(Model):
 class Report(Model):
     """One run, or several artifacts compared. ``classes`` are without background."""
 
-    title: Words
-    target: Words
-    intro: Words = ""
-    settings: dict[Words, Words] = Field(default_factory=dict)
-    classes: list[Words] = Field(default_factory=list)
+    title: Printable
+    target: Printable
+    intro: Printable = ""
+    settings: dict[Printable, Printable] = Field(default_factory=dict)
+    classes: list[Printable] = Field(default_factory=list)
     rows: list[Row] = Field(default_factory=list)
     gallery: Gallery | None = None
     provenance: list[Node] = Field(default_factory=list)
-    made_by: Words = ""
+    made_by: Printable = ""
 
     @cached_property
     def used(self) -> list[Node]:

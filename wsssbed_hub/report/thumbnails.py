@@ -34,7 +34,7 @@ def thumbnail_gallery(
         image = _image(images, image_id)
         remark = (remarks or {}).get(image_id)
         name = f"{image_id}: {remark}" if remark else image_id
-        row = [[pictures.Cell(image, name)]]
+        row = [[pictures.Tile(image, name)]]
         for (_, maps), known in zip(columns, have, strict=True):
             row.append(_cells(maps, image_id, image, images) if image_id in known else [])
         rows.append(row)
@@ -47,7 +47,7 @@ def thumbnail_gallery(
     ]
     cells = [
         [
-            cells[place] if place < len(cells) else pictures.Cell(None)
+            cells[place] if place < len(cells) else pictures.Tile(None)
             for cells, width in zip(row, widths, strict=True)
             for place in range(width)
         ]
@@ -67,19 +67,19 @@ def _image(images: Images | None, image_id: str) -> np.ndarray | None:
 
 def _cells(
     maps: Readable, image_id: str, image: np.ndarray | None, images: Images | None
-) -> list[pictures.Cell]:
+) -> list[pictures.Tile]:
     try:
         found: Any = maps.read(image_id)
     except HubError:
-        return [pictures.Cell(None, "cannot be read")]
+        return [pictures.Tile(None, "cannot be read")]
     if maps.kind == "cam":
         names = images.classes if images is not None else ()
         return [
-            pictures.Cell(_heat(grey, image), f"{class_name(names, int(c))}{_size(grey, image)}")
+            pictures.Tile(_heat(grey, image), f"{class_name(names, int(c))}{_size(grey, image)}")
             for grey, c in list(zip(*found, strict=True))[:_MOST]
         ]
     array = pictures.label_picture(found) if maps.kind == "label" else found
-    return [pictures.Cell(array, _size(found, image).strip())]
+    return [pictures.Tile(array, _size(found, image).strip())]
 
 
 def _heat(grey: np.ndarray, image: np.ndarray | None) -> np.ndarray:

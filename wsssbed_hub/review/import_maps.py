@@ -11,7 +11,7 @@ from typing import Any
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete
 from wsssbed_hub.artifacts.keys import Key, Version
-from wsssbed_hub.artifacts.manifest import Manifest, Method, Result, TrainedOn
+from wsssbed_hub.artifacts.manifest import Manifest, MethodCitation, Result, TrainedOn
 from wsssbed_hub.artifacts.maps import MAP_KINDS
 from wsssbed_hub.artifacts.png_layout import PngFolder, PngZip
 from wsssbed_hub.artifacts.shard_writer import write_maps
@@ -32,7 +32,7 @@ _DIGITS = 4  # of a fraction: a hundredth of a percent
 class Card:
     """What a manifest says of maps that nobody can see from them."""
 
-    method: Method
+    method: MethodCitation
     trained_on: tuple[TrainedOn, ...] = ()
     trained_with: tuple[str, ...] = ()
     licence: str | None = None

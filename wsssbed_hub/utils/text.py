@@ -27,4 +27,4 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-Words = Annotated[str, AfterValidator(printable)]
+Printable = Annotated[str, AfterValidator(printable)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from samples import key_folder
 
-from wsssbed_hub.artifacts.manifest import Method, Result, TrainedOn
+from wsssbed_hub.artifacts.manifest import MethodCitation, Result, TrainedOn
 from wsssbed_hub.registry.hub.card import dataset_card
 
 SHARD = "shapes/1.0.0/00000.parquet"
@@ -19,7 +19,7 @@ def test_the_card(tmp_path: Path) -> None:
         update={
             "title": "Maps | <b>of</b> a _test_",
             "licence": "CC BY 4.0",
-            "method": Method(name="Test", paper="https://arxiv.org/abs/1"),
+            "method": MethodCitation(name="Test", paper="https://arxiv.org/abs/1"),
             "trained_on": [TrainedOn(dataset="duts", images=3, supervision="pixel masks")],
         }
     )

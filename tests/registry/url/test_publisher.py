@@ -19,7 +19,7 @@ from s3server import S3Server
 from samples import IDS, flip, key_folder, maps_of, noise, provenance, same
 
 from wsssbed_hub.artifacts.key_folder import complete, verify_folder
-from wsssbed_hub.artifacts.manifest import Method
+from wsssbed_hub.artifacts.manifest import MethodCitation
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.open_artifact import open_artifact
@@ -207,7 +207,7 @@ def test_weights(bucket: str, tmp_path: Path) -> None:
         target="shapes",
         version="1.0.0",
         title="Weights",
-        method=Method(name="Test"),
+        method=MethodCitation(name="Test"),
         provenance=provenance(),
     )
     left = "wsssbed/weights-test/shapes/1.0.0/model.safetensors"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from wsssbed_hub.artifacts.manifest import (
     Entry,
     Manifest,
-    Method,
+    MethodCitation,
     Supervision,
     TrainedOn,
     UrlSource,
@@ -37,70 +37,70 @@ _GITHUB = "https://github.com/"
 _NON_COMMERCIAL = "CC BY-NC-SA 4.0 (stated in its README)"
 
 SOD_MODELS = {
-    "dss": Method(
+    "dss": MethodCitation(
         name="DSS",
         paper="https://arxiv.org/abs/1611.04849",
         code=_GITHUB + "Andrew-Qibin/DSS",
         licence="MIT",
     ),
-    "pfan": Method(
+    "pfan": MethodCitation(
         name="PFAN",
         paper="https://arxiv.org/abs/1903.00179",
         code=_GITHUB
         + "CaitinZhao/cvpr2019_Pyramid-Feature-Attention-Network-for-Saliency-detection",
     ),
-    "poolnet": Method(
+    "poolnet": MethodCitation(
         name="PoolNet",
         paper="https://arxiv.org/abs/1904.09569",
         code=_GITHUB + "backseason/PoolNet",
         licence="MIT",
     ),
-    "vst": Method(
+    "vst": MethodCitation(
         name="VST", paper="https://arxiv.org/abs/2104.12099", code=_GITHUB + "nnizhang/VST"
     ),
-    "deepusps": Method(name="DeepUSPS", paper="https://arxiv.org/abs/1909.13055"),
-    "move": Method(
+    "deepusps": MethodCitation(name="DeepUSPS", paper="https://arxiv.org/abs/1909.13055"),
+    "move": MethodCitation(
         name="MOVE",
         paper="https://arxiv.org/abs/2210.07920",
         code=_GITHUB + "adambielski/move-seg",
     ),
 }
 CAM_METHODS = {
-    "cam": Method(
+    "cam": MethodCitation(
         name="CAM",
         paper="https://arxiv.org/abs/1512.04150",
         code=_GITHUB + "clovaai/WSSS-BED",
         licence="Apache-2.0",
     ),
-    "oaa": Method(
+    "oaa": MethodCitation(
         name="OAA",
         paper="Jiang et al., Integral Object Mining via Online Attention Accumulation, ICCV 2019",
         code=_GITHUB + "PengtaoJiang/OAA-PyTorch",
         licence=_NON_COMMERCIAL,
     ),
-    "mcis": Method(
+    "mcis": MethodCitation(
         name="MCIS",
         paper="Sun, Wang, Dai, Van Gool, Mining Cross-Image Semantics for Weakly Supervised "
         "Semantic Segmentation, ECCV 2020",
         code=_GITHUB + "GuoleiSun/MCIS_wsss",
     ),
-    "drs": Method(
+    "drs": MethodCitation(
         name="DRS",
         paper="Kim, Han, Kim, Discriminative Region Suppression for Weakly-Supervised Semantic "
         "Segmentation, AAAI 2021",
         code=_GITHUB + "qjadud1994/DRS",
         licence="MIT",
     ),
-    "edam": Method(
+    "edam": MethodCitation(
         name="EDAM",
         paper="Wu et al., Embedded Discriminative Attention Mechanism for Weakly Supervised "
         "Semantic Segmentation, CVPR 2021",
         code=_GITHUB + "allenwu97/EDAM",
     ),
-    "eps": Method(
+    "eps": MethodCitation(
         name="EPS", paper="https://arxiv.org/abs/2105.08965", code=_GITHUB + "halbielee/EPS"
     ),
-    "l2g": Method(
+    "l2g": MethodCitation(
         name="L2G",
         paper="Jiang, Yang, Hou, Wei, L2G: A Simple Local-to-Global Knowledge Transfer Framework "
         "for Weakly Supervised Semantic Segmentation, CVPR 2022",
@@ -222,7 +222,7 @@ def _labelled(dataset: str, target: str | None, supervision: Supervision) -> Tra
 def _manifest(
     key: str,
     title: str,
-    method: Method,
+    method: MethodCitation,
     trained_on: list[TrainedOn],
     zips: dict[str, str],
     trained_with: list[str] | None = None,
