@@ -1,12 +1,15 @@
-"""A server on loopback that serves files with ranges, and fails on demand."""
+"""Files on loopback that fail on demand; what HTTP says of ranges and validators is Werkzeug's."""
 
 from __future__ import annotations
 
-import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+
+from werkzeug import Request, Response
+from werkzeug.exceptions import HTTPException
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 
 @dataclass
@@ -20,7 +23,10 @@ class Fault:
 
 @dataclass
 class RangeServer:
-    """Files by path; every GET takes the next of ``faults``, if there is one left."""
+    """Files by path; every GET takes the next of ``faults``, if there is one left.
+
+    ``requests`` are those that came: method, path, and what part was asked for.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
@@ -28,16 +34,23 @@ class RangeServer:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     redirects: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    sizes: bool = True
+    """Whether answers say how long they are: else they come in chunks."""
     always: Fault | None = None
 
+    @classmethod
+    def of_folder(cls, folder: Path, **options: bool) -> RangeServer:
+        """The files below a folder, as they are now."""
+        files = {
+            f"/{path.relative_to(folder)}": path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        return cls(files, **options)
+
     def start(self) -> RangeServer:
-        owner = self
-
-        class Handler(_Handler):
-            server_state = owner
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        app = Request.application(self._answer)
+        self._http = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -45,59 +58,54 @@ class RangeServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}{path}"
+    def url(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self._http.server_port}{path}"
+
+    def _answer(self, request: Request) -> Response:
+        path = request.path
+        self.requests.append((request.method, path, request.headers.get("Range")))
+        is_get = request.method == "GET"
+        fault = self.faults.pop(0) if is_get and self.faults else self.always or Fault()
+        if path in self.redirects:
+            return Response(status=302, headers={"Location": self.url(self.redirects[path])})
+        if fault.status is not None:
+            return Response(status=fault.status, headers=fault.headers)
+        if path not in self.files:
+            return self._listing(path)
+        try:
+            answer = self._file(request, path)
+        except HTTPException as error:  # 416
+            return error.get_response(request.environ)
+        answer.headers.update(fault.headers)
+        if fault.cut is not None:
+            answer.headers.setdefault("Content-Length", str(len(answer.get_data())))
+            answer.response = [answer.get_data()[: fault.cut]]
+        return answer
+
+    def _file(self, request: Request, path: str) -> Response:
+        data = self.files[path]
+        answer = Response(data if self.sizes else _pieces(data), mimetype="application/zip")
+        etag = self.etags.get(path, "1")
+        answer.set_etag(etag.removeprefix("W/"), weak=etag.startswith("W/"))
+        answer.automatically_set_content_length = self.sizes
+        if self.ranges:
+            answer.make_conditional(request, accept_ranges=True, complete_length=len(data))
+        return answer
+
+    def _listing(self, path: str) -> Response:
+        """The folder at ``path`` as web servers show one; 404 if nothing lies below it."""
+        folder = path.rstrip("/") + "/"
+        below = [name.removeprefix(folder) for name in self.files if name.startswith(folder)]
+        names = {name.partition("/")[0] + ("/" if "/" in name else "") for name in below}
+        links = "".join(f'<a href="{folder}{name}">{name}</a>' for name in sorted(names))
+        return Response(links, 200 if names else 404, mimetype="text/html")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server_state: RangeServer
-    protocol_version = "HTTP/1.1"
+def _pieces(data: bytes) -> Iterator[bytes]:
+    for begin in range(0, len(data), 1 << 16):
+        yield data[begin : begin + (1 << 16)]
 
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
 
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        state = self.server_state
-        asked = self.headers.get("Range")
-        state.requests.append((self.command, self.path, asked))
-        fault = state.faults.pop(0) if body and state.faults else state.always or Fault()
-        data = state.files.get(self.path)
-        if self.path in state.redirects:
-            fault = Fault(status=302, headers={"Location": state.url(state.redirects[self.path])})
-        if fault.status is not None or data is None:
-            self._send(fault.status or 404, b"", fault.headers)
-            return
-        etag = state.etags.get(self.path, '"1"')
-        headers: dict[str, str] = {"ETag": etag}
-        start, status = 0, 200
-        match = re.fullmatch(r"bytes=(\d+)-", asked or "")
-        if match and state.ranges and self.headers.get("If-Range", etag) == etag:
-            start, status = int(match[1]), 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self._send(status, data[start:], headers | fault.headers, body=body, cut=fault.cut)
-
-    def _send(
-        self,
-        status: int,
-        data: bytes,
-        headers: dict[str, str],
-        *,
-        body: bool = True,
-        cut: int | None = None,
-    ) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data if cut is None else data[:cut])
-        if cut is not None:
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.close()
-
-    def log_message(self, *arguments: Any) -> None:
+class _Quiet(WSGIRequestHandler):
+    def log(self, *arguments: object) -> None:
         pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -55,9 +55,9 @@ def patiently(
     raise AssertionError("the last try returns or raises")
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After, a number or a date (RFC 9110, 10.2.3), asks for; None without."""
-    text = headers.get("Retry-After", "")
+def retry_after(text: str | None) -> float | None:
+    """Seconds that Retry-After, a number or a date (RFC 9110, 10.2.3), asks for; None if none."""
+    text = text or ""
     if re.fullmatch(r"\d{1,9}", text, re.ASCII):
         return float(text)
     try:

@@ -13,7 +13,6 @@ import pytest
 from killing import exit_code, in_child
 from rangeserver import Fault, RangeServer
 
-from wsssbed_hub.registry.release import download as urls
 from wsssbed_hub.registry.release.download import Downloaded, download, resolve
 from wsssbed_hub.utils.errors import HubError
 
@@ -29,14 +28,13 @@ def server() -> Iterator[RangeServer]:
 
 
 class Get:
-    """Downloads into a folder and notes how long it would have waited."""
+    """Downloads into a folder."""
 
     def __init__(self, server: RangeServer, folder: Path):
         self.server, self.path = server, folder / "downloads" / "a"
-        self.pauses: list[float] = []
 
     def __call__(self, path: str = "/a.zip") -> Downloaded:
-        return download(self.server.url(path), self.path, pause=self.pauses.append)
+        return download(self.server.url(path), self.path)
 
     def ranges(self) -> list[str | None]:
         return [asked for _, _, asked in self.server.requests]
@@ -46,7 +44,7 @@ class Get:
 
 
 @pytest.fixture
-def get(server: RangeServer, tmp_path: Path) -> Get:
+def get(server: RangeServer, tmp_path: Path, waits: list[float]) -> Get:
     return Get(server, tmp_path)
 
 
@@ -72,7 +70,7 @@ def test_a_changed_file_begins_again(get: Get) -> None:
     with pytest.raises(HubError, match="is not there"):
         get()
     new = DATA[::-1]
-    get.server.files["/a.zip"], get.server.etags["/a.zip"] = new, '"2"'
+    get.server.files["/a.zip"], get.server.etags["/a.zip"] = new, "2"
     assert get().path.read_bytes() == new
 
 
@@ -83,7 +81,7 @@ def test_a_server_without_ranges(get: Get) -> None:
 
 
 def test_without_a_validator_nothing_is_trusted(get: Get) -> None:
-    get.server.etags["/a.zip"] = 'W/"weak"'
+    get.server.etags["/a.zip"] = "W/weak"
     get.server.faults = [CUT]
     assert get().path.read_bytes() == DATA
     assert get.ranges() == [None, None]
@@ -97,26 +95,28 @@ def test_without_a_validator_nothing_is_trusted(get: Get) -> None:
         (Fault(status=429, headers={"Retry-After": "7"}), [7.0]),
     ],
 )
-def test_a_server_in_trouble_is_asked_again(get: Get, fault: Fault, pauses: list[float]) -> None:
+def test_a_server_in_trouble_is_asked_again(
+    get: Get, waits: list[float], fault: Fault, pauses: list[float]
+) -> None:
     get.server.faults = [fault]
     assert get().path.read_bytes() == DATA
-    assert get.pauses == pauses
+    assert waits == pauses
 
 
-def test_tries_are_bounded(get: Get) -> None:
+def test_tries_are_bounded(get: Get, waits: list[float]) -> None:
     get.server.always = Fault(status=503)
     with pytest.raises(HubError, match=r"its server fails \(HTTP 503\). Run it again later"):
         get()
-    assert get.pauses == [1, 3, 7]
-    assert len(get.server.requests) == 4
+    assert waits == [1, 2, 4, 8]
+    assert len(get.server.requests) == 5
 
 
-def test_a_long_wait_is_left_to_the_user(get: Get) -> None:
+def test_a_long_wait_is_left_to_the_user(get: Get, waits: list[float]) -> None:
     get.server.faults = [CUT, Fault(status=429, headers={"Retry-After": "3600"})]
     with pytest.raises(HubError, match=r"wait 3600 s.*1,000,000 bytes are here.*goes on") as caught:
         get()
     assert get.server.url("/a.zip") in str(caught.value)
-    assert 3600 not in get.pauses
+    assert 3600 not in waits
     assert get().path.read_bytes() == DATA
     assert get.ranges()[-1] == "bytes=1000000-"
 
@@ -134,11 +134,11 @@ def test_a_long_wait_is_left_to_the_user(get: Get) -> None:
         (Fault(headers={"Content-Length": str(1 << 60)}), "more than"),
     ],
 )
-def test_refusals(get: Get, fault: Fault, message: str) -> None:
+def test_refusals(get: Get, waits: list[float], fault: Fault, message: str) -> None:
     get.server.faults = [fault]
     with pytest.raises(HubError, match=message):
         get()
-    assert get.pauses == []
+    assert waits == []
     assert "a" not in get.left()
 
 
@@ -155,18 +155,46 @@ def test_redirects_keep_the_range(get: Get) -> None:
     assert get.server.requests[-1] == ("GET", "/b.zip", "bytes=1000000-")
 
 
-def test_a_killed_download_goes_on(get: Get) -> None:
-    def run() -> None:
-        def die(done: int, of: int) -> None:
-            if done >= 1 << 20:
-                os.kill(os.getpid(), signal.SIGKILL)
+def kill(get: Get, at: int) -> None:
+    """A download that is killed when so many bytes are here."""
 
-        download(get.server.url("/a.zip"), get.path, progress=die)
+    def die(done: int, of: int) -> None:
+        if done >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    assert exit_code(in_child(run)) == -signal.SIGKILL
+    url = get.server.url("/a.zip")
+    child = in_child(lambda: download(url, get.path, progress=die))
+    assert exit_code(child) == -signal.SIGKILL
     assert "a" not in get.left()
+    get.server.requests.clear()
+
+
+def test_a_killed_download_goes_on(get: Get) -> None:
+    kill(get, 1 << 20)
     assert get().path.read_bytes() == DATA
-    assert get.ranges()[-1] == f"bytes={1 << 20}-"
+    assert get.ranges() == [f"bytes={1 << 20}-"]
+
+
+def test_killed_after_the_last_byte_it_asks_for_nothing(get: Get) -> None:
+    kill(get, len(DATA))
+    assert get() == (get.path, len(DATA), "sha256:" + hashlib.sha256(DATA).hexdigest())
+    assert get.server.requests == []
+    assert get.left() == ["a"]
+
+
+def test_killed_after_the_last_byte_of_a_size_that_nobody_told(get: Get) -> None:
+    get.server.sizes = False
+    kill(get, len(DATA))
+    get.server.sizes = True
+    assert get().path.read_bytes() == DATA
+    assert get.ranges() == [f"bytes={len(DATA)}-"]  # which is answered with 416
+
+
+@pytest.mark.parametrize("etag", ["1", "2"])
+def test_a_file_that_has_become_shorter_begins_again(get: Get, etag: str) -> None:
+    kill(get, 2 << 20)
+    get.server.files["/a.zip"], get.server.etags["/a.zip"] = DATA[:1_000_000], etag
+    assert get().path.read_bytes() == DATA[:1_000_000]
 
 
 def test_two_at_once_fetch_it_once(get: Get) -> None:
@@ -176,8 +204,7 @@ def test_two_at_once_fetch_it_once(get: Get) -> None:
     assert len(get.server.requests) == 1
 
 
-def test_no_server(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urls, "TRIES", 1)
+def test_no_server(get: Get) -> None:
     get.server.stop()
     with pytest.raises(HubError, match="its server cannot be reached"):
         get()

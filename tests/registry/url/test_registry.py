@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
 import io
-import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from places import SHARD, put
+from rangeserver import Fault, RangeServer
 from samples import Hub, flip, key_folder
 
 from wsssbed_hub.artifacts.key_folder import verify_folder
@@ -43,14 +40,16 @@ def remembered(folder: Path, memory: str) -> str:
 
 
 @pytest.fixture
-def web(folder: Path) -> Iterator[str]:
-    """The folder on a web server that knows of no ranges."""
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+def web(folder: Path) -> Iterator[RangeServer]:
+    """The folder on a web server."""
+    server = RangeServer.of_folder(folder).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def web_url(web: RangeServer) -> str:
+    return web.url()
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def copied(folder: Path, bucket: str) -> str:
     return bucket
 
 
-@pytest.fixture(params=["remembered", "web", "copied"])
+@pytest.fixture(params=["remembered", "web_url", "copied"])
 def url(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -95,12 +94,40 @@ def test_wrong_bytes_and_missing_ones(remembered: str, folder: Path) -> None:
         pull("sal/two", registry=remembered)
 
 
-def test_what_a_web_server_does_not_have(web: str, folder: Path) -> None:
-    shutil.rmtree(folder / "wsssbed/sal-two/shapes")
-    with pytest.raises(HubError, match=rf"{web} has no {SHARD}|cannot be read: 404"):
-        pull("sal/two", registry=web)
+def test_what_a_web_server_does_not_have(web: RangeServer) -> None:
+    del web.files[f"/wsssbed/sal-two/{SHARD}"]
+    with pytest.raises(HubError, match=rf"^{web.url()} has no {SHARD}\.$"):
+        pull("sal/two", registry=web.url())
     with pytest.raises(HubError, match=r"^http://127\.0\.0\.1:9 cannot be reached"):
         pull("sal/two", registry="http://user:secret@127.0.0.1:9")
+
+
+@pytest.mark.parametrize("status", [403, 416, 500, 503])
+def test_what_a_web_server_refuses_is_not_told_as_missing(web: RangeServer, status: int) -> None:
+    """Neither of a manifest, which is asked for first, nor of a file."""
+    for served in (0, 1):
+        web.faults = [*[Fault()] * served, *[Fault(status=status)] * 9]
+        with pytest.raises(HubError, match=rf"cannot be read: {status}, ") as error:
+            pull("sal/two", registry=web.url())
+        assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("have", [0, 1, 100, None])
+def test_a_pull_from_the_web_goes_on(
+    web: RangeServer, folder: Path, have: int | None, ranges: bool
+) -> None:
+    """Of a process that was killed at so many bytes; None is all of them."""
+    web.ranges = ranges
+    (file,) = open_registry(web.url()).find(Key.parse("sal/one")).entry("1.0.0", "shapes").files
+    blob = Store().blob(file)
+    data = (folder / "wsssbed/sal-one" / SHARD).read_bytes()
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.partial").write_bytes(data[:have])
+    web.requests.clear()
+    assert verify_folder(pull("sal/one", registry=web.url()))
+    asked = [part for _, path, part in web.requests if path.endswith(SHARD)]
+    assert asked == {0: [None], None: []}.get(have, [f"bytes={have}-"])
 
 
 def test_secrets_in_a_url_stay_there(

@@ -1,4 +1,4 @@
-"""One big file from the web: resumed where it was cut, retried a bounded number of times."""
+"""One big file from the web: resumed where it was cut, and not asked for once all of it is here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import http.client
 import json
 import os
 import re
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -27,13 +25,10 @@ from wsssbed_hub.utils.files import (
     write_whole,
 )
 from wsssbed_hub.utils.progress import Progress
+from wsssbed_hub.utils.retry import Passing, patiently, retry_after
 
 MAX_BYTES = 64 << 30  # of one download
 TIMEOUT = 60  # seconds without a byte
-TRIES = 4  # in a row that bring nothing
-MOST_TRIES = 50  # in all
-LONGEST_PAUSE = 60  # seconds; a server that wants more is left alone
-
 _AGENT = "wsssbed-hub"
 
 
@@ -43,14 +38,6 @@ class Downloaded(NamedTuple):
     path: Path
     size: int
     sha256: str
-
-
-class _Trouble(Exception):
-    """What may be gone at the next try; ``pause`` is how long the server wants to be left alone."""
-
-    def __init__(self, what: str, pause: float | None = None):
-        super().__init__(what)
-        self.pause = pause
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
@@ -73,13 +60,7 @@ def download_path(root: Path, url: str) -> Path:
     return root / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:32]
 
 
-def download(
-    url: str,
-    path: Path,
-    *,
-    progress: Progress | None = None,
-    pause: Callable[[float], None] = time.sleep,
-) -> Downloaded:
+def download(url: str, path: Path, *, progress: Progress | None = None) -> Downloaded:
     """Fetches ``url`` to ``path``, which appears when it is whole; the caller trusts no byte of it.
 
     A cut connection or a killed process goes on where it was if the server still has the same file
@@ -93,7 +74,7 @@ def download(
                 if path.exists():  # while this process waited, another fetched it
                     partial.unlink()
                 else:
-                    _Download(url, path, descriptor, progress).run(pause)
+                    _Download(url, path, descriptor, progress).run()
     return Downloaded(path, path.stat().st_size, file_digest(path))
 
 
@@ -105,7 +86,7 @@ def resolve(url: str) -> int | None:
     try:
         with _open(urllib.request.Request(url, method="HEAD", headers=_headers())) as answer:
             return _length(answer.headers)
-    except _Trouble as error:
+    except Passing as error:
         raise HubError(f"{url}: {error}.") from None
 
 
@@ -117,43 +98,44 @@ class _Download:
         self.partial = path.with_name(f"{path.name}.partial")
         self.state = path.with_name(f"{path.name}.json")
 
-    def run(self, pause: Callable[[float], None]) -> None:
-        vain = 0
-        for number in range(1, MOST_TRIES + 1):
-            before = os.fstat(self.descriptor).st_size
-            try:
-                self._receive()
-                break
-            except _Trouble as error:
-                vain = vain + 1 if os.fstat(self.descriptor).st_size <= before else 0
-                if vain >= TRIES or number == MOST_TRIES or (error.pause or 0) > LONGEST_PAUSE:
-                    raise HubError(f"{self.url}: {error}. {self._where()}") from None
-                pause(error.pause if error.pause is not None else min(2.0**vain, LONGEST_PAUSE) - 1)
+    def run(self) -> None:
+        try:
+            patiently(self._receive, position=self._here)
+        except Passing as error:
+            here = f"{self._here():,} bytes are here. " if self._here() else ""
+            later = f"Run it again later{', it goes on from there' if here else ''}."
+            raise HubError(f"{self.url}: {error}. {here}{later}") from None
         os.fsync(self.descriptor)
         os.replace(self.partial, self.path)
         self.state.unlink(missing_ok=True)
         sync_folder(self.path.parent)
 
-    def _where(self) -> str:
-        done = os.fstat(self.descriptor).st_size
-        here = f"{done:,} bytes are here. " if done else ""
-        return f"{here}Run it again later{', it goes on from there' if done else ''}."
+    def _here(self) -> int:
+        return os.fstat(self.descriptor).st_size
 
     def _receive(self) -> None:
-        done = os.fstat(self.descriptor).st_size
-        headers = _headers()
-        validator = self._validator()
-        if done and validator is None:
+        """Brings what is missing. Raises Passing where another try may bring more."""
+        done, (validator, size) = self._here(), self._remembered()
+        if done and done == size:
+            return  # an earlier run ended between the last byte and the file's name
+        if done and (validator is None or done > (size or done)):
             done = self._restart()
+        headers = _headers()
         if done and validator is not None:
             headers |= {"Range": f"bytes={done}-", "If-Range": validator}
         with _open(urllib.request.Request(self.url, headers=headers)) as answer:
+            if answer.status == 416 and done:
+                # Nothing lies behind these bytes: they are all, or the file has become another one.
+                if answer.headers.get("Content-Range") != f"bytes */{done}":
+                    self._restart()
+                    raise Passing("it has become shorter than what was fetched of it", 0)
+                return
             if answer.status == 206:
                 total = _check_range(self.url, answer.headers, done)
             else:
                 done = self._restart()
                 total = _length(answer.headers)
-                self._remember(answer.headers)
+                self._remember(answer.headers, total)
             if (total or 0) > MAX_BYTES:
                 raise HubError(f"{self.url} has {total:,} bytes, more than {MAX_BYTES:,}.")
             check_room(self.path.parent, (total or done) - done)
@@ -167,7 +149,7 @@ class _Download:
             except (OSError, http.client.HTTPException) as error:
                 data = getattr(error, "partial", b"")
                 write_all(self.descriptor, data)
-                raise _Trouble(f"the connection was cut ({_why(error)})") from None
+                raise Passing(f"the connection was cut ({_why(error)})") from None
             if not data:
                 break
             done += len(data)
@@ -178,25 +160,27 @@ class _Download:
             if self.progress is not None:
                 self.progress(done, total or done)
         if total is not None and done < total:
-            raise _Trouble(f"the connection was cut at {done:,} of {total:,} bytes")
+            raise Passing(f"the connection was cut at {done:,} of {total:,} bytes")
 
     def _restart(self) -> int:
         os.ftruncate(self.descriptor, 0)
         return 0
 
-    def _remember(self, headers: Any) -> None:
-        """Writes down what says, when the download goes on, that it is still the same file."""
+    def _remember(self, headers: Any, size: int | None) -> None:
+        """Writes down how much will come, and what says later that it is still the same file."""
         etag = headers.get("ETag")
         strong = etag if etag and not etag.startswith("W/") else None
         validator = strong or headers.get("Last-Modified")
-        write_whole(self.state, json.dumps({"url": self.url, "validator": validator}).encode())
+        state = {"url": self.url, "validator": validator, "size": size}
+        write_whole(self.state, json.dumps(state).encode())
 
-    def _validator(self) -> str | None:
+    def _remembered(self) -> tuple[str | None, int | None]:
+        """Validator and size of the file that is on its way, as far as they are known."""
         try:
             state = json.loads(self.state.read_text())
-            return str(state["validator"]) if state["validator"] else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return state["validator"] and str(state["validator"]), state.get("size")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None, None
 
 
 def _headers() -> dict[str, str]:
@@ -204,27 +188,26 @@ def _headers() -> dict[str, str]:
 
 
 def _open(request: urllib.request.Request) -> Any:
-    """The answer, if it is a good one. Raises HubError or _Trouble."""
+    """The answer, if it is a good one or 416. Raises HubError, Passing for what may pass."""
     url = request.full_url
     try:
         return urllib.request.build_opener(_NoDowngrade).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        if error.code == 416:
+            return error
         with error:
             raise _refusal(url, error) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Trouble(f"its server cannot be reached ({_why(error)})") from None
+        raise Passing(f"its server cannot be reached ({_why(error)})") from None
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
+def _refusal(url: str, error: urllib.error.HTTPError) -> HubError:
     code = error.code
-    if code == 429 or code >= 500:
-        wait = error.headers.get("Retry-After", "")
-        seconds = float(wait) if re.fullmatch(r"\d{1,6}", wait) else None
+    if code in (408, 429) or code >= 500:
+        seconds = retry_after(error.headers.get("Retry-After"))
         what = "its server wants fewer requests" if code == 429 else "its server fails"
         later = f" and asks to wait {seconds:.0f} s" if seconds else ""
-        return _Trouble(f"{what} (HTTP {code}){later}", seconds)
-    if code == 416:
-        return HubError(f"{url} has become shorter than what was fetched of it (HTTP 416).")
+        return Passing(f"{what} (HTTP {code}){later}", seconds)
     if code in (404, 410):
         return HubError(f"{url} is not there (HTTP {code}): the link is dead.")
     if code in (401, 403):
