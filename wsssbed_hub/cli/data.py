@@ -32,11 +32,12 @@ class Extra(StrEnum):
 @data.command("list")
 def list_(data_root: DataRoot = DATA_ROOT, as_json: AsJson = False) -> None:
     """List the targets and SOD datasets that are known, and which of them are there."""
-    from wsssbed_hub.datasets import SOD_DATASETS, TARGETS
+    from wsssbed_hub.datasets import SOD_DATASETS, TARGETS, own_targets
 
+    targets = [*TARGETS.values(), *own_targets(data_root)]
     rows = []
-    for use, specs in (("target", TARGETS), ("SOD dataset", SOD_DATASETS)):
-        for spec in specs.values():
+    for use, specs in (("target", targets), ("SOD dataset", SOD_DATASETS.values())):
+        for spec in specs:
             rows.append(
                 {
                     "name": spec.name,

@@ -4,9 +4,11 @@ from wsssbed_hub.datasets.base import DownloadSource, NotThere, Target, TargetSp
 from wsssbed_hub.datasets.catalog import (
     SOD_DATASETS,
     TARGETS,
+    find_target,
     open_sod_dataset,
     open_sod_images,
     open_target,
+    own_targets,
 )
 from wsssbed_hub.datasets.check import DatasetReport, FileFinding, check
 from wsssbed_hub.datasets.shapes import make_shapes
@@ -24,8 +26,10 @@ __all__ = [
     "Target",
     "TargetSpec",
     "check",
+    "find_target",
     "make_shapes",
     "open_sod_dataset",
     "open_sod_images",
     "open_target",
+    "own_targets",
 ]

@@ -150,6 +150,16 @@ class Target(ABC):
                 f"Splits are {', '.join(self.splits)}."
             )
 
+    def require_size(self, image_id: str, label: np.ndarray, what: str) -> None:
+        """Raises HubError saying ``what`` is wrong if the image is there and has another size."""
+        image = self.image_path(image_id)
+        if image.is_file() and self.size(image_id) != label.shape:
+            height, width = self.size(image_id)
+            raise HubError(
+                f"{what} is {label.shape[0]} x {label.shape[1]} pixels, "
+                f"the image {image.name} is {height} x {width}."
+            )
+
 
 class _GroundTruth(Maps):
     def __init__(self, target: Target, split: str) -> None:

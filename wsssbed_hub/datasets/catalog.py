@@ -6,6 +6,7 @@ others in which copies circulate.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from wsssbed_hub.datasets.base import DownloadSource, Target, TargetSpec
@@ -14,7 +15,7 @@ from wsssbed_hub.datasets.shapes.objects import CLASSES as SHAPES
 from wsssbed_hub.datasets.sod import Layout, SodDataset, SodSpec, open_sod, sod_images
 from wsssbed_hub.datasets.sod_coco import InstanceLayout
 from wsssbed_hub.datasets.voc import SPLITS, VOC_CLASSES, open_voc
-from wsssbed_hub.utils.errors import UsageError, did_you_mean
+from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 
 _DRAW = (DownloadSource("synthetic, drawn by", "wsssbed-hub data make shapes"),)
 
@@ -261,18 +262,46 @@ SOD_DATASETS = {
 }
 
 
+def find_target(name: str, data_root: Path) -> TargetSpec | None:
+    """The target called ``name``: a published one, or a person's own that the file
+    ``<name>.yaml`` below ``data_root`` describes (see ``own``). None if there is neither.
+
+    Raises HubError for a file that does not describe a target.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    path = Path(data_root) / f"{name}.yaml"
+    if Path(name).name != name or not path.is_file():
+        return None
+    from wsssbed_hub.datasets.own import read_description
+
+    return read_description(path)
+
+
+def own_targets(data_root: Path) -> list[TargetSpec]:
+    """People's own targets that are described below ``data_root``; other YAML files are none."""
+    found = []
+    for path in sorted(Path(data_root).glob("*.yaml")):
+        with suppress(HubError):
+            spec = find_target(path.stem, data_root)
+            if spec is not None and path.stem not in TARGETS:
+                found.append(spec)
+    return found
+
+
 def open_target(name: str, data_root: Path) -> Target:
-    """The target called ``name``, with its files below ``data_root``.
+    """The target called ``name`` (see ``find_target``), with its files below ``data_root``.
 
     Raises UsageError for an unknown name; HubError saying what was looked for and where to get it
     if the files are not there.
     """
-    if name not in TARGETS:
+    spec = find_target(name, data_root)
+    if spec is None:
         raise UsageError(
-            f"There is no target {name!r}.{did_you_mean(name, TARGETS)} "
-            f"Targets are {', '.join(TARGETS)}."
+            f"There is no target {name!r}.{did_you_mean(name, TARGETS)} Targets are "
+            f"{', '.join(TARGETS)}, and your own NAME that {Path(data_root) / 'NAME.yaml'} "
+            "describes."
         )
-    spec = TARGETS[name]
     return spec.open(spec, Path(data_root))
 
 

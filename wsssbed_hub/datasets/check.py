@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wsssbed_hub.datasets.base import DatasetSpec, DownloadSource, NotThere
-from wsssbed_hub.datasets.catalog import SOD_DATASETS, TARGETS
+from wsssbed_hub.datasets.catalog import SOD_DATASETS, TARGETS, find_target, own_targets
 from wsssbed_hub.datasets.image_files import either, some, some_messages
 from wsssbed_hub.datasets.inventory import ClassCheck, DrawnMasks, Files, ImageList, Inventory
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
@@ -62,9 +62,11 @@ def check(
     files are findings, not errors. Raises UsageError for an unknown name.
     """
     data_root = Path(data_root)
-    specs: list[DatasetSpec] = [known[name] for known in (TARGETS, SOD_DATASETS) if name in known]
+    candidates = (find_target(name, data_root), SOD_DATASETS.get(name))
+    specs: list[DatasetSpec] = [spec for spec in candidates if spec is not None]
     if not specs:
-        known = dict.fromkeys((*TARGETS, *SOD_DATASETS))
+        own = (spec.name for spec in own_targets(data_root))
+        known = dict.fromkeys((*TARGETS, *own, *SOD_DATASETS))
         raise UsageError(
             f"There is no dataset {name!r}.{did_you_mean(name, known)} "
             f"Datasets are {', '.join(known)}."

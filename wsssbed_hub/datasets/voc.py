@@ -86,13 +86,7 @@ class VocTarget(Target):
         path = self.mask_path(image_id, split)
         read = read_sbd_mask if path.suffix == ".mat" else read_indices
         label = read(path, self.num_classes)
-        image = self.image_path(image_id)
-        if image.is_file() and self.size(image_id) != label.shape:
-            height, width = self.size(image_id)
-            raise HubError(
-                f"{path} is {label.shape[0]} x {label.shape[1]} pixels, "
-                f"the image {image.name} is {height} x {width}."
-            )
+        self.require_size(image_id, label, str(path))
         return label
 
     def _list(self, split: str) -> Sequence[str]:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from wsssbed_hub.artifacts.maps import Activations, Maps
-from wsssbed_hub.datasets import TARGETS, Target, open_target
+from wsssbed_hub.datasets import TARGETS, Target, find_target
 from wsssbed_hub.evaluation.pseudo_label import IGNORE
 from wsssbed_hub.utils.errors import HubError, did_you_mean
 from wsssbed_hub.utils.progress import Progress
@@ -53,6 +53,7 @@ class Expectation:
     its lists and images."""
 
     name: str
+    known: bool = True
     count: int | None = None
     target: Target | None = None
     split: str = "train_aug"
@@ -67,7 +68,7 @@ class Expectation:
 
     def shortfall(self, data_root: Path) -> str:
         """The comparisons that fail because the target is not at hand, in words."""
-        if self.name not in TARGETS:
+        if not self.known:
             near = did_you_mean(self.name, TARGETS)
             return f"No target {self.name!r} is known here: nothing could be compared.{near}"
         what = "the number of images was compared" if self.checks else "nothing could be compared"
@@ -81,15 +82,16 @@ class Expectation:
 
 def expectation_of(name: str, data_root: Path) -> Expectation:
     """The target ``name`` as far as it is below ``data_root``."""
-    spec = TARGETS.get(name)
+    spec = find_target(name, data_root)
     if spec is None:
-        return Expectation(name)
+        return Expectation(name, known=False)
     split = spec.splits[0]
     try:
-        target = open_target(name, data_root)
-        return Expectation(name, None, target, split, tuple(target.image_ids(split)))
+        target = spec.open(spec, data_root)
+        ids = tuple(target.image_ids(split))
     except HubError:  # its lists are not at hand
-        return Expectation(name, spec.counts.get(split))
+        return Expectation(name, count=spec.counts.get(split))
+    return Expectation(name, target=target, split=split, ids=ids)
 
 
 def check_lists(
