@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from closeness import FLOAT32, assert_close_in_norm
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -217,6 +219,33 @@ def test_probabilities_and_energies_agree() -> None:
     energies = -probabilities.clamp(1e-5, 1).log()
     from_energies = densecrf_from_unary(energies + 7.0, image, SSNET)  # a constant is nothing
     assert_close_in_norm(from_energies, densecrf(probabilities, image, SSNET), FLOAT32)
+
+
+SOME_SETTINGS = st.builds(
+    CrfSettings,
+    iterations=st.integers(0, 4),
+    gaussian_xy=st.floats(0.5, 20),
+    gaussian_weight=st.sampled_from([0.0, 0.5, 3.0]),
+    bilateral_xy=st.floats(1, 90),
+    bilateral_rgb=st.floats(1, 60),
+    bilateral_weight=st.sampled_from([0.0, 0.5, 4.0]),
+)
+
+
+@given(SOME_SETTINGS, st.integers(1, 23), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_energies_count_by_their_differences_and_marginals_sum_to_one(
+    settings: CrfSettings, classes: int, height: int, width: int, seed: int
+) -> None:
+    """A constant at a pixel, another one at each, changes no marginal."""
+    image = some_images(1, height, width, seed)[0]
+    chance = torch.Generator().manual_seed(seed)
+    energies = 3 * torch.randn(classes, height, width, generator=chance)
+    constants = 3 * torch.randn(1, height, width, generator=chance)
+    marginals = densecrf_from_unary(energies, image, settings)
+    assert_close_in_norm(marginals.sum(0), torch.ones(height, width), FLOAT32)
+    assert marginals.min() >= 0
+    moved = densecrf_from_unary(energies + constants, image, settings)
+    assert_close_in_norm(moved, marginals, FLOAT32)
 
 
 # Batches, bytes, devices

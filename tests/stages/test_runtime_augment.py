@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import ColorJitter
 
@@ -40,6 +42,32 @@ def test_the_longer_side_gets_its_length(
     size: tuple[int, int], long_side: int, expected: tuple[int, int]
 ) -> None:
     assert resize_long_side(picture(*size), long_side).shape == (*expected, 3)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 120))
+def test_the_shape_stays_as_near_as_whole_pixels_allow(
+    height: int, width: int, long_side: int
+) -> None:
+    found = resize_long_side(picture(height, width), long_side).shape[:2]
+    assert max(found) == long_side
+    factor = long_side / max(height, width)
+    for side, old in zip(found, (height, width), strict=True):
+        assert abs(side - old * factor) <= 0.5 or side == 1
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_a_crop_has_all_that_fits_once_and_zeros_around_it(
+    height: int, width: int, size: int, seed: int
+) -> None:
+    planes = np.arange(1.0, 1 + height * width).reshape(1, height, width)
+    (crop,) = random_crop(planes, size, rng(seed))
+    assert crop.shape == (size, size)
+    rows, columns = (np.flatnonzero(crop.any(axis)) for axis in (1, 0))
+    found = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert found.shape == (min(height, size), min(width, size))
+    top, left = divmod(int(found[0, 0]) - 1, width)
+    window = planes[0, top : top + len(rows), left : left + len(columns)]
+    np.testing.assert_array_equal(found, window)
 
 
 def test_a_crop_is_a_window_of_the_planes() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,3 +52,24 @@ def test_classes_come_in_the_order_in_which_they_were_asked_for() -> None:
 def test_no_maps_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="no maps"):
         fuse([], (4, 4))
+
+
+SCALES = st.lists(st.sampled_from([0.5, 0.75, 1.0, 1.5, 2.0]), min_size=1, max_size=3)
+
+
+@given(st.integers(8, 41), st.integers(8, 41), SCALES)
+def test_the_maps_of_a_mirrored_image_are_mirrored(
+    height: int, width: int, scales: list[float]
+) -> None:
+    """Whatever the network sees: here it looks to the right of each place."""
+
+    def right_of(pair: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(pair, (0, 4))[..., 4:].abs(), 4, ceil_mode=True)
+
+    rgb = picture(height, width)
+    maps, mirrored = (
+        multi_scale_maps(right_of, image, [0, 2], scales).astype(int)
+        for image in (rgb, np.ascontiguousarray(rgb[:, ::-1]))
+    )
+    # Pillow's resizing rounds to 8 bits, from the left and from the right.
+    assert np.abs(mirrored - maps[..., ::-1]).max() <= 4

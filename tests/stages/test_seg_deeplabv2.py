@@ -150,11 +150,9 @@ def test_the_initial_network_of_the_published_recipe(wrapper: str) -> None:
         wrapper + "fc.bias": torch.zeros(91),
     }
     method.load_initial(network, theirs, "backbone")
-    torch.testing.assert_close(
+    assert torch.equal(
         network.backbone.layer3[22].conv3.weight,
         theirs[wrapper + "layer4.block23.increase.conv.weight"],
-        rtol=0,
-        atol=0,
     )
     for conv in network.pyramid:
         assert conv.weight.std().item() == pytest.approx(0.01, rel=0.02)

@@ -108,10 +108,8 @@ def test_the_initial_resnet_fills_the_backbone_alone() -> None:
     resnet |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     head = network.score.weight.clone()
     Method(RECIPES["published"], Path()).load_initial(network, resnet, "backbone")
-    torch.testing.assert_close(
-        network.backbone.layer4[2].conv2.weight, resnet["layer4.2.conv2.weight"], rtol=0, atol=0
-    )
-    torch.testing.assert_close(network.score.weight, head, rtol=0, atol=0)
+    assert torch.equal(network.backbone.layer4[2].conv2.weight, resnet["layer4.2.conv2.weight"])
+    assert torch.equal(network.score.weight, head)
     del resnet["layer4.2.conv2.weight"]
     with pytest.raises(HubError, match=r"1 missing: layer4\.2\.conv2\.weight"):
         Method(RECIPES["published"], Path()).load_initial(network, resnet, "backbone")
