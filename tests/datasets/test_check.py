@@ -7,15 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from layouts import annotation, grey_png, mask, pairs, palette_png, remove, sbd, voc
+from layouts import annotation, finding, grey_png, mask, pairs, palette_png, remove, sbd, voc
 
-from wsssbed_hub.datasets import SOD_DATASETS, TARGETS, DatasetReport, FileFinding, check
+from wsssbed_hub.datasets import SOD_DATASETS, TARGETS, check
 from wsssbed_hub.utils.errors import UsageError
-
-
-def finding(report: DatasetReport, what: str) -> FileFinding:
-    (found,) = [found for found in report.findings if found.what == what]
-    return found
 
 
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from layouts import (
     WIDTH,
     box,
     coco,
+    finding,
     grey_png,
     image,
     instance,
@@ -25,8 +26,6 @@ from pycocotools.coco import COCO
 
 from wsssbed_hub.datasets import (
     TARGETS,
-    DatasetReport,
-    FileFinding,
     check,
     make_shapes,
     open_target,
@@ -38,11 +37,6 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 TRAIN, VAL = "COCO_train2014_{:012d}", "COCO_val2014_{:012d}"
 PERSON, BOWL, ORANGE, BROCCOLI, TOOTHBRUSH = 1, 51, 55, 56, 90  # COCO's category ids
 WHOLE = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
-
-
-def finding(report: DatasetReport, what: str) -> FileFinding:
-    (found,) = [found for found in report.findings if found.what == what]
-    return found
 
 
 def drawn(root: Path, image_id: str, split: str = "train") -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from layouts import grey_png, id_list, image, mask, remove
+from layouts import finding, grey_png, id_list, image, mask, remove
 from samples import Hub
 
 from wsssbed_hub.datasets import check, open_target
@@ -132,10 +132,11 @@ def test_what_is_missing_is_said(root: Path) -> None:
     (root / "streets/labels.txt").write_text("a 0\nv 0\n")
     grey_png(root / "streets/masks/v.png", mask(width=4))
     report = check("mine", root, deep=True)
-    found = {one.what: one for one in report.findings}
-    assert found["train: images"].detail == found["train: labels"].detail == "missing: b"
-    assert "is 6 x 4 pixels, the image v.jpg is 6 x 9" in found["every mask opened"].detail
-    other = found["masks with a class that the labels lack"]
+    for what in ("train: images", "train: labels"):
+        assert finding(report, what).detail == "missing: b"
+    opened = finding(report, "every mask opened")
+    assert "is 6 x 4 pixels, the image v.jpg is 6 x 9" in opened.detail
+    other = finding(report, "masks with a class that the labels lack")
     assert (other.ok, other.found) == (True, 1)  # a's traffic light
     assert report.sources[0].where == str(root / "mine.yaml")
     remove(root / "streets/images")

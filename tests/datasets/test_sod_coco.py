@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import COCO_IDS, HEIGHT, WIDTH, box, coco, image, instance, remove
+from layouts import COCO_IDS, HEIGHT, WIDTH, box, coco, finding, image, instance, remove
 
 from wsssbed_hub.datasets import (
     SOD_DATASETS,
-    DatasetReport,
-    FileFinding,
     check,
     make_shapes,
     open_sod_dataset,
@@ -23,11 +21,6 @@ from wsssbed_hub.utils.errors import HubError
 
 PERSON, TV, TRUCK, BOWL = 1, 72, 8, 51  # COCO's category ids; VOC has the first two
 NINE, OTHER = "000000000009", "000000581921"
-
-
-def finding(report: DatasetReport, what: str) -> FileFinding:
-    (found,) = [found for found in report.findings if found.what == what]
-    return found
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from wsssbed_hub.datasets import DatasetReport, FileFinding
 from wsssbed_hub.datasets.coco import COCO_CLASSES
 
 HEIGHT, WIDTH = 6, 9
@@ -108,6 +109,12 @@ def pairs(images: Path, masks: Path, stems: Iterable[str], *, suffix: str = ".jp
     for stem in stems:
         image(images / f"{stem}{suffix}")
         grey_png(masks / f"{stem}.png", mask([255]))
+
+
+def finding(report: DatasetReport, what: str) -> FileFinding:
+    """The only finding of ``what``."""
+    (found,) = [found for found in report.findings if found.what == what]
+    return found
 
 
 def remove(path: Path) -> None:

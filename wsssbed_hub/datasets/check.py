@@ -18,7 +18,7 @@ import numpy as np
 from wsssbed_hub.datasets.base import DatasetSpec, DownloadSource, NotThere
 from wsssbed_hub.datasets.catalog import SOD_DATASETS, TARGETS, find_target, own_targets
 from wsssbed_hub.datasets.image_files import either, some, some_messages
-from wsssbed_hub.datasets.inventory import ClassCheck, DrawnMasks, Files, ImageList, Inventory
+from wsssbed_hub.datasets.inventory import ClassCheck, DrawnMasks, ImageFiles, ImageList, Inventory
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.utils.progress import Progress
 
@@ -131,7 +131,7 @@ def _presence(inventory: Inventory, lists: list[ImageList]) -> Iterator[FileFind
 
 
 def _presence_of(
-    files: Files, what: str, ids: Sequence[str], published: int | None, names: Any
+    files: ImageFiles, what: str, ids: Sequence[str], published: int | None, names: Any
 ) -> FileFinding:
     """``names`` gives the files of a folder: asking for each image alone takes far longer."""
     used: Counter[str] = Counter()
@@ -197,7 +197,7 @@ def _opening(
         yield FileFinding(what, tolerated or not beyond, len(beyond), detail=detail)
 
 
-def _is_there(files: Files | DrawnMasks, image_id: str) -> bool:
+def _is_there(files: ImageFiles | DrawnMasks, image_id: str) -> bool:
     if isinstance(files, DrawnMasks):
         return True
     return any(path.is_file() for path in files.candidates(image_id))

@@ -31,7 +31,7 @@ from wsssbed_hub.datasets.inventory import (
     ClassCheck,
     DrawnMasks,
     ExpectedList,
-    Files,
+    ImageFiles,
     ImageList,
     Inventory,
 )
@@ -198,10 +198,12 @@ class CocoTarget(Target):
         ids, instances = self.image_ids(split), self.instances(split)
         folder = self.mask_folder(split)
         read_mask = partial(self.read_mask, split=split)
-        images = Files("image", lambda image_id: [self.image_path(image_id)], self._checked_size)
-        masks: Files | DrawnMasks = DrawnMasks(instances.path, read_mask)
+        images = ImageFiles(
+            "image", lambda image_id: [self.image_path(image_id)], self._checked_size
+        )
+        masks: ImageFiles | DrawnMasks = DrawnMasks(instances.path, read_mask)
         if folder is not None:
-            masks = Files("mask", lambda image_id: [folder / f"{image_id}.png"], read_mask)
+            masks = ImageFiles("mask", lambda image_id: [folder / f"{image_id}.png"], read_mask)
         without = instances.images - len(ids)
         note = f"{without:,} images without instances are left out" if without else ""
         return ImageList(ids, (images, masks), str(instances.path), note)

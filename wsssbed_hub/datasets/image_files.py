@@ -98,19 +98,28 @@ def check_label_values(label: np.ndarray, num_classes: int, path: Path) -> np.nd
     return label
 
 
-def read_ids(path: Path) -> list[str]:
-    """The image ids of a list file, one a line, in ascending order, none twice."""
+def read_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, image id and further words of each line of a list file that is not blank."""
     try:
         lines = read_bytes(path, _LIST_BYTES).decode("ascii").split("\n")
     except UnicodeDecodeError:
         raise HubError(f"{path} is not a list of image ids: it is not plain text.") from None
-    ids = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
+            image_id, *words = line.split()
             try:
-                ids.append(check_image_id(line.strip()))
+                yield number, check_image_id(image_id), words
             except HubError as error:
                 raise HubError(f"{path}, line {number}: {error}") from None
+
+
+def read_ids(path: Path) -> list[str]:
+    """The image ids of a list file, one a line, in ascending order, none twice."""
+    ids = []
+    for number, image_id, words in read_lines(path):
+        if words:
+            raise HubError(f"{path}, line {number}: more than an image id is there: {words[0]!r}.")
+        ids.append(image_id)
     if not ids:
         raise HubError(f"{path} lists no images.")
     if len(set(ids)) < len(ids):

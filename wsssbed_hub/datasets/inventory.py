@@ -1,4 +1,4 @@
-"""Files that a dataset should have on this machine, as the dataset itself declares them."""
+"""ImageFiles that a dataset should have on this machine, as the dataset itself declares them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """A file of each image: its picture, its annotation, its mask.
 
     ``candidates`` gives the paths where it may be, the preferred one first, and ``read`` opens it;
@@ -38,7 +38,7 @@ class ImageList(NamedTuple):
     """
 
     ids: Sequence[str]
-    files: Sequence[Files | DrawnMasks]
+    files: Sequence[ImageFiles | DrawnMasks]
     source: str | None = None
     note: str = ""
 

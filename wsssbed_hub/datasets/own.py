@@ -15,7 +15,6 @@ all lists, or be left out; without ``labels`` the classes of an image are those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -26,13 +25,18 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from wsssbed_hub.artifacts.manifest import Model, Name, Text
 from wsssbed_hub.artifacts.maps import check_image_id
 from wsssbed_hub.datasets.base import DownloadSource, NotThere, Target, TargetSpec
-from wsssbed_hub.datasets.image_files import read_bytes, read_ids, read_indices
-from wsssbed_hub.datasets.inventory import ClassCheck, ExpectedList, Files, ImageList, Inventory
+from wsssbed_hub.datasets.image_files import read_bytes, read_ids, read_indices, read_lines
+from wsssbed_hub.datasets.inventory import (
+    ClassCheck,
+    ExpectedList,
+    ImageFiles,
+    ImageList,
+    Inventory,
+)
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.safe_yaml import load_yaml
 
 _BYTES = 1 << 20  # of a description
-_LABELS_BYTES = 64 << 20
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -44,7 +48,7 @@ def _below(path: str) -> str:
 
 
 Below = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_below)]
-Split = Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
+SplitName = Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
 
 
 class Description(Model):
@@ -54,8 +58,8 @@ class Description(Model):
     title: Text
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=254)]
     images: Below
-    lists: Annotated[dict[Split, Below], Field(min_length=1)]
-    masks: Below | dict[Split, Below] | None = None
+    lists: Annotated[dict[SplitName, Below], Field(min_length=1)]
+    masks: Below | dict[SplitName, Below] | None = None
     labels: Below | None = None
     licence: Text = "not stated"
     paper: Text | None = None
@@ -153,7 +157,7 @@ class OwnTarget(Target):
     def _labels(self) -> dict[str, tuple[int, ...]]:
         path = self._labels_path
         found: dict[str, tuple[int, ...]] = {}
-        for number, image_id, words in _lines(path):
+        for number, image_id, words in read_lines(path):
             numbers = {int(word) for word in words if word.isascii() and word.isdecimal()}
             if len(numbers) < len(words) or any(c >= self.num_classes for c in numbers):
                 raise HubError(
@@ -190,14 +194,14 @@ class OwnTarget(Target):
         return Inventory(lists, classes=classes)
 
     def _listed(self, split: str) -> ImageList:
-        files = [Files("image", self._image_paths, self.size)]
+        files = [ImageFiles("image", self._image_paths, self.size)]
         if self._described.labels is not None:
-            files.append(Files("label", self._labels_of, self.image_labels))
+            files.append(ImageFiles("label", self._labels_of, self.image_labels))
         folder = self._described.mask_folder(split)
         if folder is not None:
             masks = self._root / folder
             read = partial(self.read_mask, split=split)
-            files.append(Files("mask", lambda image_id: [masks / f"{image_id}.png"], read))
+            files.append(ImageFiles("mask", lambda image_id: [masks / f"{image_id}.png"], read))
         return ImageList(
             self.image_ids(split), files, str(self._root / self._described.lists[split])
         )
@@ -206,17 +210,3 @@ class OwnTarget(Target):
         """The file, if it has the image; else a place where nothing is."""
         path = self._labels_path
         return [path if image_id in self._labels else path / image_id]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    try:
-        lines = read_bytes(path, _LABELS_BYTES).decode("ascii").split("\n")
-    except UnicodeDecodeError:
-        raise HubError(f"{path} is not a list of labels: it is not plain text.") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            image_id, *words = line.split()
-            try:
-                yield number, check_image_id(image_id), words
-            except HubError as error:
-                raise HubError(f"{path}, line {number}: {error}") from None

@@ -16,7 +16,13 @@ from wsssbed_hub.artifacts.maps import check_image_id
 from wsssbed_hub.datasets.base import DatasetSpec, NotThere
 from wsssbed_hub.datasets.coco import annotation_file
 from wsssbed_hub.datasets.image_files import image_size, listing, read_grey, read_rgb, some
-from wsssbed_hub.datasets.inventory import DrawnMasks, ExpectedList, Files, ImageList, Inventory
+from wsssbed_hub.datasets.inventory import (
+    DrawnMasks,
+    ExpectedList,
+    ImageFiles,
+    ImageList,
+    Inventory,
+)
 from wsssbed_hub.datasets.sod_coco import DrawnPair, InstanceLayout, find_part, open_instances
 from wsssbed_hub.utils.errors import HubError
 
@@ -230,11 +236,11 @@ def _check_sizes(pair: FilePair | DrawnPair, image: tuple[int, ...], mask: tuple
 def _inventory(
     spec: SodSpec,
     pairs: Mapping[str, FilePair | DrawnPair],
-    masks: Files | DrawnMasks,
+    masks: ImageFiles | DrawnMasks,
     source: str | None = None,
     note: str = "",
 ) -> Inventory:
-    images = Files("image", lambda i: [pairs[i].image], lambda i: image_size(pairs[i].image))
+    images = ImageFiles("image", lambda i: [pairs[i].image], lambda i: image_size(pairs[i].image))
     listed = ImageList(sorted(pairs), (images, masks), source, note)
     lists = [ExpectedList(spec.name, spec.count, lambda: listed)]
     return Inventory(lists, prefix=f"{spec.name}: ")
@@ -250,7 +256,7 @@ def _file_inventory(spec: SodSpec, data_root: Path) -> Inventory:
         for stem in {*images, *masks}
     }
     return _inventory(
-        spec, pairs, Files("mask", lambda i: [pairs[i].mask], lambda i: _check_pair(pairs[i]))
+        spec, pairs, ImageFiles("mask", lambda i: [pairs[i].mask], lambda i: _check_pair(pairs[i]))
     )
 
 

@@ -11,7 +11,13 @@ import numpy as np
 from wsssbed_hub.artifacts.maps import check_image_id
 from wsssbed_hub.datasets.base import NotThere, Target, TargetSpec, find_folder
 from wsssbed_hub.datasets.image_files import either, read_ids, read_indices, some
-from wsssbed_hub.datasets.inventory import ClassCheck, ExpectedList, Files, ImageList, Inventory
+from wsssbed_hub.datasets.inventory import (
+    ClassCheck,
+    ExpectedList,
+    ImageFiles,
+    ImageList,
+    Inventory,
+)
 from wsssbed_hub.datasets.voc_annotations import object_names, read_sbd_mask
 from wsssbed_hub.utils.errors import HubError
 
@@ -148,9 +154,9 @@ class VocTarget(Target):
     def _listed(self, split: str) -> ImageList:
         masks = partial(self.mask_candidates, split=split)
         files = (
-            Files("image", lambda image_id: [self.image_path(image_id)], self.size),
-            Files("annotation", lambda i: [self.annotation_path(i)], self._named_labels),
-            Files("mask", masks, partial(self.read_mask, split=split)),
+            ImageFiles("image", lambda image_id: [self.image_path(image_id)], self.size),
+            ImageFiles("annotation", lambda i: [self.annotation_path(i)], self._named_labels),
+            ImageFiles("mask", masks, partial(self.read_mask, split=split)),
         )
         return ImageList(self.image_ids(split), files, self.list_source(split))
 
