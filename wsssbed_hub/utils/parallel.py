@@ -54,10 +54,8 @@ def at_once(action: Callable[[T, Stop], object], items: Sequence[T], jobs: int =
     for item in items:
         todo.put(item)
     count = min(jobs, len(items))
-    if count == 1:
-        _work(action, todo, stop)
-        return
-    # Daemons, as the interpreter waits for all others when it ends, however long they hear nothing.
+    # In threads even if it is one, as a library that waits may keep signals from the main thread;
+    # daemons, as the interpreter waits for all others when it ends, however long they hear nothing.
     threads = [
         threading.Thread(target=_thread, args=(action, todo, stop, ended), daemon=True)
         for _ in range(count)

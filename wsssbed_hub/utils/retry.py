@@ -30,9 +30,13 @@ class Passing(HubError):
 
 
 def patiently(
-    action: Callable[[], T], *, position: Callable[[], int] = lambda: 0, tries: int = TRIES
+    action: Callable[[], T],
+    *,
+    position: Callable[[], int] = lambda: 0,
+    tries: int = TRIES,
+    kind: type[Passing] = Passing,
 ) -> T:
-    """The result of ``action``, which is tried again while it raises Passing.
+    """The result of ``action``, which is tried again while it raises Passing (that ``kind`` of it).
 
     It waits as long as the error says, or 1, 2, 4 and 8 seconds; not at all after a try from which
     ``position`` came out higher. The last error is raised after ``tries`` in a row that got no
@@ -44,7 +48,7 @@ def patiently(
         before = position()
         try:
             return action()
-        except Passing as error:
+        except kind as error:
             vain = 0 if position() > before else vain + 1
             wait = min(2.0 ** (vain - 1), 8.0) if vain else 0.0
             wait = wait if error.wait is None else error.wait

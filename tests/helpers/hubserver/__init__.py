@@ -4,12 +4,11 @@ It keeps what it is sent and knows of nothing but repositories. What it can do w
 set by ``Fault``. ``python -m hubserver`` (in the folder of the tests) runs one by itself.
 
 The client decides alone whether it uploads through Xet (it does where hf_xet is installed, unless
-HF_HUB_DISABLE_XET is set), so tests set that; no answer offers Xet, so nothing is read through it.
+HF_HUB_DISABLE_XET is set), so tests set that. What may be read through it is told by ``offer_xet``.
 """
 
-from hubserver.faults import Fault
+from hubserver.faults import Fault, Request
 from hubserver.server import HubServer
 from hubserver.state import Refusal, Repository
-from hubserver.transport import Request
 
 __all__ = ["Fault", "HubServer", "Refusal", "Repository", "Request"]

@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import threading
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from hubserver.faults import Fault, Faults
-from hubserver.handler import Handler
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from hubserver.api import Api
+from hubserver.faults import Fault, Faults, Faulty, Request
 from hubserver.state import Refusal, Repository, State
-from hubserver.transport import Request
 
 
-class HubServer(ThreadingHTTPServer):
+class _Silent(WSGIRequestHandler):
+    def log(self, *arguments: Any) -> None:
+        """The tests read ``HubServer.requests``."""
+
+
+class HubServer:
     """Listens on loopback as soon as it is made; serves between ``start`` and ``stop``."""
-
-    daemon_threads = True
-    request_queue_size = 64
 
     def __init__(self, root: Path, port: int = 0):
         (root / "lfs").mkdir(parents=True, exist_ok=True)
-        super().__init__(("127.0.0.1", port), Handler)
         self.state = State(root)
         self.faults = Faults()
         self.requests: list[Request] = []
+        app = Faulty(Api(self).app, self.faults, self.requests)
+        self._server = make_server("127.0.0.1", port, app, True, request_handler=_Silent)
+        self.serve_forever = self._server.serve_forever
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://127.0.0.1:{self._server.port}"
 
     @property
     def storage(self) -> str:
         """Where large files lie: another origin, so a client must not send its token there."""
-        return f"http://localhost:{self.server_port}"
+        return f"http://localhost:{self._server.port}"
 
     def start(self) -> HubServer:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no trouble of the server's."""
+        self._server.shutdown()
+        self._server.server_close()
 
     def user(self, name: str, *namespaces: str) -> str:
         """A user who may write to ``namespaces`` beside the own one; gives the token."""
@@ -69,6 +70,12 @@ class HubServer(ThreadingHTTPServer):
                 data = self.state.large(blob.sha256 or "").read_bytes()
             found[path] = data
         return found
+
+    def offer_xet(self, name: str, path: str) -> None:
+        """Lets a large file be had through Xet, from a store of its chunks on this disk."""
+        blob = self.repository(name).resolve("main").files[path]
+        assert blob.sha256 is not None
+        self.state.add_to_xet(blob.sha256)
 
     def merge(self, name: str, number: int) -> None:
         """Merges a pull request, which must still apply to main as it is."""

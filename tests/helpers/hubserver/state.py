@@ -136,9 +136,22 @@ class State:
         self.repositories: dict[str, Repository] = {}
         self.users: dict[str, str] = {}  # by token
         self.members: dict[str, set[str]] = {}  # users who may write, by namespace
+        self.xet: dict[str, str] = {}  # Xet's hashes, by sha256
 
     def large(self, sha256: str) -> Path:
         return self.root / "lfs" / sha256
+
+    @property
+    def cas(self) -> str:
+        """Where Xet's own client keeps its chunks when it does so without a server."""
+        return f"local://{self.root / 'xet'}"
+
+    def add_to_xet(self, sha256: str) -> None:
+        from hf_xet import COMPUTE_SHA256, XetSession
+
+        with XetSession().new_upload_commit(self.cas, "of-xet", 1 << 33) as commit:
+            sent = commit.start_upload_file(str(self.large(sha256)), COMPUTE_SHA256)
+        self.xet[sha256] = sent.result().xet_info.hash
 
     def may_write(self, user: str | None, namespace: str) -> bool:
         return user is not None and (user == namespace or user in self.members.get(namespace, ()))

@@ -58,6 +58,27 @@ def test_an_interrupted_pull_goes_on_with_a_range(
     assert [r.range for r in hub.requests if "/storage/" in r.path] == ["bytes=1000000-"]
 
 
+def test_files_come_through_xet(
+    tmp_path: Path, hub: HubServer, registry: HubRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.publish(big(tmp_path))
+    hub.offer_xet(NAME, SHARD)
+    file = registry.find(KEY).entry("1.0.0", "shapes").files[0]
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.requests.clear()
+    blob = Store().blob(file)
+    blob.parent.mkdir(parents=True)
+    begun = (tmp_path / "big" / SHARD).read_bytes()[:1_000_000]
+    blob.with_name(f"{blob.name}.partial").write_bytes(begun)
+    steps: list[tuple[int, int]] = []
+    place = pull("sal/test", registry=registry, progress=lambda done, of: steps.append((done, of)))
+    assert verify_folder(place)
+    assert steps[0] == (1_000_000, file.size)
+    assert steps[-1] == (file.size, file.size)
+    assert hub.count("/storage/") == 0
+    assert hub.count("/xet-read-token/") == 1
+
+
 def test_files_are_read_at_the_commit_of_the_manifest(
     tmp_path: Path, hub: HubServer, published: HubRegistry
 ) -> None:
@@ -102,11 +123,11 @@ def test_wrong_bytes_are_not_kept(
 
 
 def test_patience(hub: HubServer, published: HubRegistry, waits: list[float]) -> None:
-    hub.fail("/resolve/", status=429, headers={"Retry-After": "7"})
-    hub.fail("/resolve/", status=503)
+    hub.fail("/revision/", status=429, headers={"Retry-After": "7"})
+    hub.fail("/revision/", status=503)
     hub.fail("manifest.yaml", status=429, headers={"ratelimit": '"resolvers";r=0;t=3'})
     assert published.find(KEY)
-    assert waits == [7, 2, 3]
+    assert waits == [7, 2, 4]  # the client adds one where it waits by itself
 
 
 @pytest.mark.parametrize("path", ["/resolve/", "/storage/"])
@@ -138,7 +159,7 @@ def test_patience_ends(
     message: str,
     waited: list[float],
 ) -> None:
-    hub.fail("/resolve/", times=99, **trouble)
+    hub.fail("/revision/", times=99, **trouble)
     with pytest.raises(HubError, match=f"alice/sal-test: .*{message}"):
         published.find(KEY)
     assert waits == waited
@@ -282,7 +303,7 @@ def test_offline(
 def test_the_token_never_gets_out(
     hub: HubServer, published: HubRegistry, token: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    hub.fail("/resolve/", status=400, headers={"X-Error-Message": f"bad token {token}"})
+    hub.fail("/revision/", status=400, headers={"X-Error-Message": f"bad token {token}"})
     with pytest.raises(HubError, match=r"refused this with 400") as error:
         published.find(KEY)
     assert token not in str(error.value)

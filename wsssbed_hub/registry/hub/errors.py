@@ -1,124 +1,47 @@
-"""What goes wrong between here and the Hugging Face Hub: when to try again, and how it is said."""
+"""The Hub's client as it is called here: what it raises, says and waits for."""
 
 from __future__ import annotations
 
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from wsssbed_hub.registry.base import Missing
 from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.retry import LONGEST_WAIT, Passing, retry_after
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from httpx2 import Response
     from huggingface_hub.errors import HfHubHTTPError
 
-TRIES = 5
-LONGEST_WAIT = 120.0  # seconds; who is told to wait longer is better told than kept waiting
-_FAILING = (500, 502, 503, 504)
-_PASSING = (408, 429, *_FAILING)
+_PASSING = (408, 429, 500, 502, 503, 504)
 _SIGN_IN = "`hf auth login`, or HF_TOKEN in the environment"
-
-T = TypeVar("T")
 
 _OURS: ContextVar[bool] = ContextVar("_OURS", default=False)
 """Whether the client is called by us: it has one session and one log for all of the process."""
 
 
-class Conflict(HubError):
+class Failing(Passing):
+    """A server that fails: the client does not ask it again where it downloads."""
+
+
+class Overtaken(Passing):
+    """A commit that is to be made again, from what is there now."""
+
+
+class Conflict(Overtaken):
     """Somebody else has committed since the state was read."""
 
 
-class Passing(HubError):
-    """Trouble that may pass by itself; ``wait`` is the number of seconds that the Hub asks for."""
-
-    def __init__(self, message: str, wait: float | None = None):
-        super().__init__(message)
-        self.wait = wait
+class Unanswered(Overtaken):
+    """A commit was sent and not answered: it may have happened."""
 
 
 class Offline(HubError):
     """HF_HUB_OFFLINE is set."""
-
-
-def patiently(
-    action: Callable[[], T], waiting: Callable[[Exception, int], float | None] | None = None
-) -> T:
-    """The result of ``action``, which is tried again while what goes wrong may pass by itself.
-
-    It waits as long as the Hub says, or 1, 2, 4 and 8 seconds. Not for what changes something: that
-    may have happened although the answer was lost.
-    """
-    for attempt in range(TRIES - 1):
-        try:
-            return action()
-        except Exception as error:
-            wait = (waiting or may_pass)(error, attempt)
-            if wait is None:
-                raise
-        time.sleep(wait)
-    return action()
-
-
-def may_pass(error: Exception, attempt: int) -> float | None:
-    """Seconds after which another try makes sense; None if it does not, or not so soon."""
-    from httpx2 import TransportError
-
-    if isinstance(error, TransportError):
-        return float(2 ** min(attempt, 3))
-    return _asked_to_wait(error, attempt, _PASSING)
-
-
-def server_fails(error: Exception, attempt: int) -> float | None:
-    """As ``may_pass``, for what the client does not try again by itself where it downloads."""
-    return _asked_to_wait(error, attempt, _FAILING)
-
-
-def _asked_to_wait(error: Exception, attempt: int, statuses: tuple[int, ...]) -> float | None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not isinstance(error, HfHubHTTPError) or error.response.status_code not in statuses:
-        return None
-    told = told_to_wait(error.response.headers)
-    wait = float(2 ** min(attempt, 3)) if told is None else told
-    return wait if wait <= LONGEST_WAIT else None
-
-
-def _refuse_long_waits(response: Response) -> None:
-    """Raises at once what the client would after its last try, if the next came too late: it waits
-    for as long as it is told to."""
-    from huggingface_hub.utils import hf_raise_for_status
-
-    passing = _OURS.get() and response.status_code in _PASSING
-    if passing and (told_to_wait(response.headers) or 0) > LONGEST_WAIT:
-        hf_raise_for_status(response)
-
-
-def _not_ours(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or not _OURS.get()
-
-
-def told_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After (a number, or a date) or RateLimit asks for."""
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    limit = parse_ratelimit_headers(headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    text = headers.get("Retry-After", "")
-    if re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 @contextmanager
@@ -126,8 +49,8 @@ def client_call(name: str) -> Iterator[None]:
     """Calls of the Hub's client about the repository (or namespace) ``name``.
 
     What it raises becomes a HubError that says what to do: Missing, Conflict, Passing or Offline if
-    it is one of these. Tokens never get into it, and the client's warnings, which name signed URLs,
-    not to the terminal.
+    it is one of these. Tokens never get into it. The client's warnings, which name signed URLs, are
+    not shown, and it does not wait as long as it is told to if that is too long.
     """
     from huggingface_hub.utils import get_session
 
@@ -136,19 +59,42 @@ def client_call(name: str) -> Iterator[None]:
     if _refuse_long_waits not in hooks["response"]:
         session.event_hooks = hooks | {"response": [*hooks["response"], _refuse_long_waits]}
     for handler in logging.getLogger("huggingface_hub").handlers:
-        handler.addFilter(_not_ours)
-    ours = _OURS.set(True)
+        handler.addFilter(_may_be_shown)
+    before = _OURS.set(True)
     try:
         yield
     except HubError:
         raise
     except Exception as error:
-        said = _explain(error, name)
-        if said is None:
+        explained = _explain(error, name)
+        if explained is None:
             raise
-        raise said from None
+        raise explained from None
     finally:
-        _OURS.reset(ours)
+        _OURS.reset(before)
+
+
+def _refuse_long_waits(response: Response) -> None:
+    """Raises at once what the client would after all of its tries."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    passing = _OURS.get() and response.status_code in _PASSING
+    if passing and (_told_to_wait(response.headers) or 0) > LONGEST_WAIT:
+        hf_raise_for_status(response)
+
+
+def _told_to_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that RateLimit or Retry-After asks for."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    return retry_after(headers.get("Retry-After"))
+
+
+def _may_be_shown(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not _OURS.get()
 
 
 @contextmanager
@@ -186,11 +132,14 @@ def _explain(error: BaseException, name: str) -> HubError | None:
         return HubError(f"{name}: to publish there sign in first: {_SIGN_IN}.")
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a file's upload
         return _explain(error.__cause__, name)
-    if isinstance(error, OSError) and error.errno is None:  # Xet's, or a file that is incomplete
-        return Passing(f"{name}: {_clean(str(error))} Run it again, it goes on.")
-    if isinstance(error, RuntimeError | ValueError):
+    # OSErrors without a number are Xet's; all others are of this machine.
+    if isinstance(error, RuntimeError | ValueError) or _is_numberless(error):
         return HubError(f"{name}: the Hub's client gave up: {_clean(str(error))}")
     return None
+
+
+def _is_numberless(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno is None
 
 
 def _explain_answer(error: HfHubHTTPError, name: str) -> HubError:
@@ -219,12 +168,13 @@ def _explain_answer(error: HfHubHTTPError, name: str) -> HubError:
             "publish to a namespace of your own."
         )
     if status == 412:
-        return Conflict(f"{name}: somebody else has committed meanwhile.")
-    if status == 429 or status >= 500:
-        wait = told_to_wait(error.response.headers)
+        return Conflict(f"{name}: somebody else has committed meanwhile.", 0.0)
+    if status in (408, 429) or status >= 500:
+        wait = _told_to_wait(error.response.headers)
         what = "too many requests" if status == 429 else "the Hub has trouble of its own"
         when = "later" if wait is None else f"in {wait:.0f} seconds"
-        return Passing(f"{name}: {what} ({status}). Run it again {when}, it goes on.", wait)
+        kind = Failing if status >= 500 else Passing
+        return kind(f"{name}: {what} ({status}). Run it again {when}, it goes on.", wait)
     return HubError(f"{name}: the Hub refused this with {status}: {said}")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -21,17 +20,9 @@ from wsssbed_hub.artifacts.key_folder import MANIFEST, verify_folder
 from wsssbed_hub.artifacts.keys import HUB, Key, Version
 from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_manifest
 from wsssbed_hub.artifacts.merge import merge
-from wsssbed_hub.registry.base import BaseRegistry, Publication, Transfer, keys_of
+from wsssbed_hub.registry.base import BaseRegistry, Missing, Publication, Transfer, keys_of
 from wsssbed_hub.registry.hub.card import TAG, dataset_card
-from wsssbed_hub.registry.hub.errors import (
-    LONGEST_WAIT,
-    TRIES,
-    Conflict,
-    Missing,
-    Offline,
-    Passing,
-    no_bars,
-)
+from wsssbed_hub.registry.hub.errors import Offline, Overtaken, Unanswered, no_bars
 from wsssbed_hub.registry.hub.repository import (
     MAIN,
     HubRepository,
@@ -42,6 +33,7 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import write_whole
 from wsssbed_hub.utils.parallel import Stop, at_once
 from wsssbed_hub.utils.progress import Progress, share
+from wsssbed_hub.utils.retry import Passing, patiently
 from wsssbed_hub.utils.settings import cache_folder
 
 if TYPE_CHECKING:
@@ -125,17 +117,19 @@ class HubRegistry(BaseRegistry):
         """The state now, at the registry's revision; offline, the one that was seen last."""
         remembered = self._memory(repository)
         try:
-            commit, data = repository.read(MANIFEST, self._revision, MAX_BYTES)
-            text = data.decode(errors="replace")
-            seen = {"commit": commit, "manifest": text}
-            write_whole(remembered, json.dumps(seen).encode())
-        except Missing:
-            return State(repository.head(self._revision), None)
+            commit = repository.head(self._revision)
         except Offline:
             if not remembered.exists():
                 raise
             seen = json.loads(remembered.read_bytes())
             commit, text = str(seen["commit"]), str(seen["manifest"])
+        else:
+            try:
+                text = repository.read(MANIFEST, commit, MAX_BYTES).decode(errors="replace")
+            except Missing:
+                return State(commit, None)
+            seen = {"commit": commit, "manifest": text}
+            write_whole(remembered, json.dumps(seen).encode())
         state = State(commit, parse_manifest(text, f"{repository}/{MANIFEST}"))
         self._seen[repository.name] = state
         return state
@@ -148,24 +142,17 @@ class HubRegistry(BaseRegistry):
     def _send(self, publication: Publication, progress: Progress | None) -> None:
         """In one commit. If others publish at the same time, it begins again from what they left.
         Files that have arrived are not sent again."""
-        plan = publication
-        sender = _Sender(plan, self.repository(plan.key), progress)
-        for attempt in range(TRIES):
-            state = self._state(sender.repository, create=True)
-            merged = merge(state.manifest, plan.manifest)
-            if merged is state.manifest:
-                break
-            try:
+        repository = self.repository(publication.key)
+        sender = _Sender(publication, repository, progress)
+
+        def commit() -> None:
+            state = self._state(repository, create=True)
+            merged = merge(state.manifest, publication.manifest)
+            if merged is not state.manifest:
                 sender.send(state, merged, pull_request=False)
-            except Conflict:
-                if attempt == TRIES - 1:
-                    raise
-            except Unanswered as error:
-                wait = 2**attempt if error.wait is None else error.wait
-                if attempt == TRIES - 1 or wait > LONGEST_WAIT:
-                    raise
-                time.sleep(wait)
-        self._tag(sender.repository, plan)
+
+        patiently(commit, kind=Overtaken)
+        self._tag(repository, publication)
 
     def propose(
         self, folder: Path, *, version: str | None = None, progress: Progress | None = None
@@ -219,10 +206,6 @@ class HubRegistry(BaseRegistry):
             if tagged is not None and set(targets) <= _targets(repository, tagged, number):
                 continue
             repository.set_tag(number, state.commit, replace=tagged is not None)
-
-
-class Unanswered(Passing):
-    """A commit was sent and not answered: it may have happened."""
 
 
 class _Sender:
@@ -293,7 +276,7 @@ class _Sender:
 def _targets(repository: HubRepository, commit: str, version: str) -> set[str]:
     """The targets that a version has at a commit."""
     try:
-        _, text = repository.read(MANIFEST, commit, MAX_BYTES)
+        text = repository.read(MANIFEST, commit, MAX_BYTES)
         return set(parse_manifest(text, f"{repository}@{commit}").versions.get(version, {}))
     except HubError:
         return set()

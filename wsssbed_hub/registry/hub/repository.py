@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from wsssbed_hub.registry.hub.errors import client_call, patiently, server_fails
+from wsssbed_hub.registry.hub.errors import Failing, client_call
 from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.retry import patiently
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi, HfFileMetadata
+    from huggingface_hub import CommitOperationAdd, Discussion, HfApi
+    from huggingface_hub.utils import XetFileData
+
+T = TypeVar("T")
 
 MAIN = "main"
 _SECONDS = 60.0  # without any sign of life
@@ -46,22 +50,21 @@ class HubRepository:
 
         return f"{constants.ENDPOINT}/datasets/{self.name}"
 
+    def _ask(self, action: Callable[[HfApi], T]) -> T:
+        return _ask(self.name, action)
+
     def head(self, revision: str = MAIN) -> str:
         """The commit, 40 hexadecimal digits, that a branch, a tag or a reference stands for."""
-        with client_call(self.name):
-            info = patiently(
-                lambda: hub_api().dataset_info(self.name, revision=revision, timeout=_SECONDS)
-            )
+        info = self._ask(
+            lambda hub: hub.dataset_info(self.name, revision=revision, timeout=_SECONDS)
+        )
         return str(info.sha)
 
-    def read(self, path: str, revision: str, most: int) -> tuple[str, bytes]:
-        """The commit that ``revision`` stands for, and a file there of at most ``most`` bytes."""
-        about = self._about(path, revision)
-        if (about.size or 0) > most:
-            raise HubError(f"{self}/{path} has {about.size:,} bytes, more than {most:,}.")
-        out, commit = io.BytesIO(), str(about.commit_hash)
+    def read(self, path: str, commit: str, most: int) -> bytes:
+        """A file of at most ``most`` bytes."""
+        out = _Small(most, f"{self}/{path}")
         self._by_http(path, commit, out)
-        return commit, out.getvalue()
+        return out.getvalue()
 
     def fetch(self, path: str, commit: str, out: BinaryIO) -> None:
         """Writes what ``out``, which has ``out.tell()`` of its bytes, lacks of a file at a commit.
@@ -73,22 +76,18 @@ class HubRepository:
         from huggingface_hub import constants
 
         if not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet"):
-            about = self._about(path, commit)
+            url = self._address(path, commit)
+            about = self._ask(lambda hub: hub.get_hf_file_metadata(url=url, timeout=_SECONDS))
             if about.xet_file_data is not None:
-                self._by_xet(about, out)
+                self._by_xet(about.xet_file_data, about.size, out)
                 return
         self._by_http(path, commit, out)
 
-    def _about(self, path: str, revision: str) -> HfFileMetadata:
-        url = self._address(path, revision)
-        with client_call(self.name):
-            return patiently(lambda: hub_api().get_hf_file_metadata(url=url, timeout=_SECONDS))
-
-    def _address(self, path: str, revision: str) -> str:
+    def _address(self, path: str, commit: str) -> str:
         from huggingface_hub import constants, hf_hub_url
 
         return hf_hub_url(
-            self.name, path, repo_type="dataset", revision=revision, endpoint=constants.ENDPOINT
+            self.name, path, repo_type="dataset", revision=commit, endpoint=constants.ENDPOINT
         )
 
     def _by_http(self, path: str, commit: str, out: BinaryIO) -> None:
@@ -99,28 +98,23 @@ class HubRepository:
         url, headers = self._address(path, commit), {**_headers(), "Accept-Encoding": "identity"}
 
         def get() -> None:
-            at = out.tell()
-            http_get(url, out, resume_size=at, headers=headers, tqdm_class=silent_tqdm)
+            with client_call(self.name):
+                at = out.tell()
+                http_get(url, out, resume_size=at, headers=headers, tqdm_class=silent_tqdm)
 
-        with client_call(self.name):
-            patiently(get, server_fails)
+        patiently(get, position=out.tell, kind=Failing)
 
-    def _by_xet(self, about: HfFileMetadata, out: BinaryIO) -> None:
+    def _by_xet(self, data: XetFileData, size: int | None, out: BinaryIO) -> None:
         from hf_xet import XetFileInfo, XetSession  # type: ignore[import-untyped]
 
         headers = _headers()
-        data = about.xet_file_data
-        assert data is not None
         with client_call(self.name):
-            pieces = (
-                XetSession()
-                .new_download_stream_group(
-                    token_refresh_url=data.refresh_route,
-                    token_refresh_headers=headers,
-                    custom_headers={k: v for k, v in headers.items() if k != "authorization"},
-                )
-                .download_stream(XetFileInfo(data.file_hash, about.size), start=out.tell())
+            group = XetSession().new_download_stream_group(
+                token_refresh_url=data.refresh_route,
+                token_refresh_headers=headers,
+                custom_headers={k: v for k, v in headers.items() if k != "authorization"},
             )
+            pieces = group.download_stream(XetFileInfo(data.file_hash, size), start=out.tell())
         while True:
             with client_call(self.name):
                 piece = next(pieces, None)
@@ -130,41 +124,36 @@ class HubRepository:
 
     def tags(self) -> dict[str, str]:
         """The commit of each tag."""
-        with client_call(self.name):
-            refs = patiently(lambda: hub_api().list_repo_refs(self.name, repo_type="dataset"))
+        refs = self._ask(lambda hub: hub.list_repo_refs(self.name, repo_type="dataset"))
         return {tag.name: tag.target_commit for tag in refs.tags}
 
     def open_requests(self) -> list[int]:
         """Numbers of the pull requests that nobody has merged or closed."""
-        with client_call(self.name):
-            found = patiently(
-                lambda: list(
-                    hub_api().get_repo_discussions(
-                        self.name, repo_type="dataset", discussion_type="pull_request"
-                    )
+
+        def list_them(hub: HfApi) -> list[Discussion]:
+            return list(
+                hub.get_repo_discussions(
+                    self.name, repo_type="dataset", discussion_type="pull_request"
                 )
             )
+
+        found = self._ask(list_them)
         return sorted(one.num for one in found if one.status in ("open", "draft"))
 
     def is_on(self, branch: str, commit: str) -> bool:
         """Whether ``commit`` is part of the history of ``branch``."""
-        with client_call(self.name):
-            listed = patiently(
-                lambda: hub_api().list_repo_commits(self.name, repo_type="dataset", revision=branch)
-            )
+        listed = self._ask(
+            lambda hub: hub.list_repo_commits(self.name, repo_type="dataset", revision=branch)
+        )
         return any(one.commit_id == commit for one in listed)
 
     def set_tag(self, tag: str, commit: str, *, replace: bool) -> None:
         """Puts a tag on a commit, where it may be already."""
-        api = hub_api()
-        with client_call(self.name):
-            if replace:
-                api.delete_tag(self.name, tag=tag, repo_type="dataset")
-            patiently(
-                lambda: api.create_tag(
-                    self.name, tag=tag, revision=commit, repo_type="dataset", exist_ok=True
-                )
-            )
+        options = {"tag": tag, "repo_type": "dataset"}
+        if replace:
+            with client_call(self.name):
+                hub_api().delete_tag(self.name, **options)
+        self._ask(lambda hub: hub.create_tag(self.name, revision=commit, exist_ok=True, **options))
 
     def create(self) -> None:
         """Makes the repository, unless it is there. Raises HubError if nobody is signed in."""
@@ -174,7 +163,7 @@ class HubRepository:
         with client_call(self.name):
             if get_token() is None:
                 raise LocalTokenNotFoundError
-            patiently(lambda: hub_api().create_repo(self.name, repo_type="dataset", exist_ok=True))
+        self._ask(lambda hub: hub.create_repo(self.name, repo_type="dataset", exist_ok=True))
 
     def upload(self, addition: CommitOperationAdd, *, pull_request: bool) -> None:
         """Sends a file ahead of its commit, unless the Hub has it; the client tries several times.
@@ -249,8 +238,30 @@ class _Watched(io.FileIO):
         return data
 
 
+class _Small(io.BytesIO):
+    """A file that must not be large."""
+
+    def __init__(self, most: int, name: str):
+        super().__init__()
+        self._most, self._name = most, name
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._most:
+            raise HubError(f"{self._name} has more than {self._most:,} bytes.")
+        return super().write(data)
+
+
+def _ask(name: str, action: Callable[[HfApi], T]) -> T:
+    """What the client finds out about ``name``, asked again while what goes wrong may pass."""
+
+    def once() -> T:
+        with client_call(name):
+            return action(hub_api())
+
+    return patiently(once)
+
+
 def list_repositories(namespace: str, tag: str) -> list[str]:
     """Names, without the namespace, of its dataset repositories whose card has ``tag``."""
-    with client_call(namespace):
-        found = patiently(lambda: list(hub_api().list_datasets(author=namespace, filter=tag)))
+    found = _ask(namespace, lambda hub: list(hub.list_datasets(author=namespace, filter=tag)))
     return [info.id.partition("/")[2] for info in found]
