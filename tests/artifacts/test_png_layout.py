@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killing import deaths
 from PIL import Image
 from samples import IDS, key_folder, leftovers, maps_of, noise, png, same
 
@@ -245,16 +244,6 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         write_pngs(open_artifact(tmp_path / "key"), tmp_path / "out")
 
 
-def test_killed_while_writing(tmp_path: Path) -> None:
-    key_folder(tmp_path / "key", "cam")
-    maps = open_artifact(tmp_path / "key")
-    folder = tmp_path / "out"
-    for _ in deaths(lambda: write_pngs(maps, folder)):
-        assert not folder.exists() or PngFolder(folder).digest() == maps.content
-    assert PngFolder(folder).digest() == maps.content
-    assert not leftovers(tmp_path)
-
-
 def test_what_a_killed_run_left_is_completed(tmp_path: Path) -> None:
     key_folder(tmp_path / "key")
     maps = open_artifact(tmp_path / "key")
@@ -266,16 +255,3 @@ def test_what_a_killed_run_left_is_completed(tmp_path: Path) -> None:
     write_pngs(maps, tmp_path / "out")
     assert open_artifact(tmp_path / "out").digest() == maps.content
     assert len(list((tmp_path / "out").iterdir())) == 3
-
-
-def test_a_full_disk(tmp_path: Path, small_disk: Any) -> None:
-    disk, resize = small_disk
-    maps = {image_id: noise(number, 800, 800) for number, image_id in enumerate(IDS)}
-    key_folder(tmp_path / "key", maps=maps)
-    found = open_artifact(tmp_path / "key")
-    with pytest.raises(HubError, match=r"small-disk: the disk is full; 1,9\d\d,\d+ bytes are"):
-        write_pngs(found, disk / "out")
-    assert not (disk / "out").exists()
-    resize(8 << 20)
-    write_pngs(found, disk / "out")
-    assert open_artifact(disk / "out").digest() == found.content

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from killing import deaths, exit_code, in_child
-from samples import IDS, leftovers, maps_of, noise, provenance, same, written
+from killing import exit_code, in_child
+from samples import IDS, maps_of, noise, provenance, same, written
 
 from wsssbed_hub.artifacts.digests import content_digest, list_digest
 from wsssbed_hub.artifacts.key_folder import complete
@@ -19,7 +18,6 @@ from wsssbed_hub.artifacts.manifest import MethodCitation
 from wsssbed_hub.artifacts.maps import digest_of
 from wsssbed_hub.registry.open_artifact import (
     Activations,
-    ParquetMaps,
     open_artifact,
     write_maps,
     write_parts,
@@ -214,57 +212,3 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     part.write_bytes(data)
     with pytest.raises(HubError, match=r"00002\.parquet is damaged"):
         written(tmp_path, "sal", maps)
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Maps of seven images, of which three are a part."""
-    monkeypatch.setattr("wsssbed_hub.artifacts.shard_writer.PART", 3)
-    return maps_of("sal", MANY[:7])
-
-
-def test_killed_while_writing(tmp_path: Path, small_parts: dict[str, Any]) -> None:
-    expected = written(tmp_path / "expected", "sal", small_parts)
-    folder = tmp_path / "key"
-    died = 0
-    for died in deaths(lambda: finish(folder, written(folder, "sal", small_parts))):  # noqa: B007
-        if (folder / "manifest.yaml").exists():
-            assert open_artifact(folder).digest() == expected.content
-        else:
-            with pytest.raises(HubError, match=r"is not finished|is neither a key|holds no PNG"):
-                open_artifact(folder)
-    assert died > 10
-    found = open_artifact(folder)
-    assert found.digest() == found.content == expected.content
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    assert names == ["manifest.yaml", "shapes", "shapes/1.0.0", "shapes/1.0.0/00000.parquet"]
-
-
-def test_killed_at_every_point_of_a_fresh_run(tmp_path: Path, small_parts: dict[str, Any]) -> None:
-    expected = written(tmp_path / "expected", "sal", small_parts)
-
-    def fresh() -> None:
-        folder = tmp_path / f"key-{os.getpid()}"
-        finish(folder, written(folder, "sal", small_parts))
-
-    assert len(list(deaths(fresh, step=3))) > 10
-    for folder in tmp_path.glob("key-*"):
-        again = finish(folder, written(folder, "sal", small_parts))
-        assert again.digest() == expected.content
-        assert not leftovers(folder)
-
-
-def test_a_full_disk(tmp_path: Path, small_disk: Any) -> None:
-    disk, resize = small_disk
-    maps = {image_id: noise(number, 100, 100) for number, image_id in enumerate(MANY)}
-    with pytest.raises(HubError, match=r"small-disk/key/\.partial: the disk is full; 6\d\d,\d+"):
-        written(disk / "key", "sal", maps)
-    partial = disk / "key/.partial"
-    assert [path.name for path in partial.glob("*.parquet")] == ["00000.parquet"]
-    resize(3 << 20)  # the parts fit and the shards do not
-    with pytest.raises(HubError, match=r"small-disk/key: the disk is full; 2,0\d\d,\d+ bytes"):
-        written(disk / "key", "sal", maps)
-    resize(8 << 20)
-    found = finish(disk / "key", written(disk / "key", "sal", maps))
-    assert isinstance(found, ParquetMaps)
-    assert all(same(one, maps[image_id]) for image_id, one in found)

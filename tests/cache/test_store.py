@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from killing import deaths, exit_code, in_child
+from killing import exit_code, in_child
 from samples import flip, key_folder, leftovers
 
 from wsssbed_hub.artifacts.digests import file_digest
@@ -140,39 +140,6 @@ def test_several_processes_fetch_once(file: File, tmp_path: Path) -> None:
     assert [exit_code(pid) for pid in [in_child(fetch) for _ in range(6)]] == [0] * 6
     assert log.read_text() == "x"
     assert not leftovers(Store().root)
-
-
-def test_killed_while_fetching(file: File) -> None:
-    store = Store()
-    died = 0
-    for died in deaths(lambda: store.fetch(file, Source())):  # noqa: B007
-        assert not store.blob(file).exists() or store.blob(file).read_bytes() == BYTES
-    assert died > 5
-    assert store.blob(file).read_bytes() == BYTES
-    assert not leftovers(store.root)
-
-
-def test_killed_at_every_point_of_a_fresh_fetch(file: File, tmp_path: Path) -> None:
-    def fetch() -> None:
-        Store(tmp_path / f"cache-{os.getpid()}").fetch(file, Source())
-
-    assert len(list(deaths(fetch))) > 8
-    for root in tmp_path.glob("cache-*"):
-        assert Store(root).fetch(file, Source()).read_bytes() == BYTES
-        assert not leftovers(root)
-
-
-def test_a_disk_that_fills(file: File, small_disk: Any) -> None:
-    disk, resize = small_disk
-    store = Store(disk / "cache")
-    with pytest.raises(HubError, match="small-disk/cache: the disk is full; 2,560,000 bytes are"):
-        store.fetch(file, Source())
-    assert [name.endswith(".partial") for name in kept(store)] == [True]
-    resize(4 << 20)
-    source = Source()
-    assert store.fetch(file, source).read_bytes() == BYTES
-    assert 500_000 < source.opened[0] <= 1 << 20  # it went on
-    assert len(kept(store)) == 1
 
 
 def test_copies_where_links_cannot_be_made(

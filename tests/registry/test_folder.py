@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -187,21 +186,6 @@ def test_killed_while_publishing(tmp_path: Path, registry: FolderRegistry) -> No
     assert len(everything(registry)) == 2
     assert verify_folder(registry.root / "wsssbed/sal-test")
     assert not leftovers(registry.root)
-
-
-def test_killed_at_every_point_of_a_first_push(tmp_path: Path) -> None:
-    key_folder(tmp_path / "key")
-
-    def push() -> None:
-        FolderRegistry(tmp_path / f"registry-{os.getpid()}").publish(tmp_path / "key")
-
-    assert len(list(deaths(push))) > 8
-    for root in tmp_path.glob("registry-*"):
-        registry = FolderRegistry(root)
-        assert len(everything(registry)) in (0, 1)
-        registry.publish(tmp_path / "key")
-        assert len(everything(registry)) == 1
-        assert not leftovers(root)
 
 
 def test_what_a_killed_push_of_other_content_left_is_replaced(

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-from killing import deaths, exit_code, in_child
+from killing import exit_code, in_child
 from samples import IDS, flip, key_folder, leftovers, maps_of, noise, same
 
 from wsssbed_hub.artifacts.key_folder import complete, read_manifest, verify_folder
@@ -222,33 +222,6 @@ def test_several_pulls_at_once(tmp_path: Path, registry: FolderRegistry) -> None
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("as_", ["parquet", "png"])
-def test_killed_while_pulling(tmp_path: Path, registry: FolderRegistry, as_: str) -> None:
-    goal = tmp_path / "out"
-    for _ in deaths(lambda: pull("sal/test", to=goal, as_=as_)):
-        assert not goal.exists() or open_artifact(goal).image_ids == IDS
-    content = read_manifest(tmp_path / "key").entry("1.0.0", "shapes").content
-    assert open_artifact(goal).digest() == content
-    assert not leftovers(tmp_path)
-
-
-def test_killed_at_every_point_of_a_fresh_pull(
-    tmp_path: Path, registry: FolderRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def work() -> None:
-        os.environ["WSSSBED_CACHE"] = str(tmp_path / f"cache-{os.getpid()}")
-        pull("sal/test")
-
-    assert len(list(deaths(work))) > 15
-    caches = list(tmp_path.glob("cache-*"))
-    for cache in caches:
-        for folder in (cache / "artifacts").glob("*/[a-z]*"):
-            assert verify_folder(folder)
-        monkeypatch.setenv("WSSSBED_CACHE", str(cache))
-        assert verify_folder(pull("sal/test"))
-        assert not leftovers(cache)
-
-
 class Slow(FolderRegistry):
     """Takes its time, as a network does."""
 
@@ -293,19 +266,6 @@ def test_a_full_disk(tmp_path: Path, small_disk: Any, monkeypatch: pytest.Monkey
     assert not (disk / "cache/artifacts").exists()
     resize(4 << 20)
     assert verify("sal/test")
-
-
-def test_a_full_disk_where_the_folder_goes(tmp_path: Path, small_disk: Any) -> None:
-    disk, resize = small_disk
-    key_folder(tmp_path / "key", maps={"a": noise(0, 1200, 1200)})
-    registry = FolderRegistry(default_registry())
-    registry.publish(tmp_path / "key")
-    with pytest.raises(HubError, match=r"small-disk: the disk is full; 1,4\d\d,\d+ bytes"):
-        pull("sal/test", to=disk / "out")
-    assert not (disk / "out").exists()
-    resize(4 << 20)
-    assert verify_folder(pull("sal/test", to=disk / "out"))
-    assert not leftovers(disk)
 
 
 # Verifying and loading.
