@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from functools import partial
@@ -76,14 +77,18 @@ def run_stage(stage: Stage, arguments: list[str]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code.
+    """End this process with an exit code, and every process that it started.
 
-    One of several processes ends without tidying up: in about one of twenty orderly ends, threads
-    of torch's gloo abort the process when all its work is done (seen with torch 2.14).
+    After a failure without tidying up: exit hooks wait for processes and threads, and one that
+    hangs would keep this one. One of several processes never tidies up: in about one of twenty
+    orderly ends, threads of torch's gloo abort the process when all its work is done (seen with
+    torch 2.14).
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if code or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(code)
     sys.exit(code)
 

@@ -36,6 +36,9 @@ class Checkpoint:
     network: dict[str, Tensor]
     optimizers: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    epoch_due: bool = False
+    """Whether the last step finished an epoch whose end has still to be dealt with."""
+    memories: dict[str, dict[str, Any]] = field(default_factory=dict)
     log_bytes: int = 0
     """Length of the metrics log at this moment."""
     seconds: float = 0.0

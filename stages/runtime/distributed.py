@@ -78,11 +78,11 @@ class _AllSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return all_sum(gradients[0])
+        return differentiable_sum(gradients[0])  # itself, so that it can be differentiated again
 
 
 def differentiable_sum(tensor: Tensor) -> Tensor:
-    """Sum over the processes, with gradient."""
+    """Sum over the processes, with gradients of every order (of the sum of all losses)."""
     return _AllSum.apply(tensor) if size() > 1 else tensor
 
 

@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -47,7 +48,10 @@ _ADVICE = {
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """Do the work; expected trouble becomes one message on stderr. Returns the exit code."""
+    """Do the work; returns the exit code.
+
+    Expected trouble becomes one message on stderr, an exception that nobody expects a traceback.
+    """
     try:
         with signals_raise(), explained("The stage stopped"):
             work()
@@ -62,11 +66,21 @@ def guarded(work: Callable[[], None]) -> int:
         return end.exit_code
     except OSError as error:
         if error.errno not in _DISK:
-            raise
+            return _unexpected()
         where = f" ({error.filename})" if error.filename else ""
         _complain(f"{error.strerror}{where}. Mend that and run it again, it goes on.")
         return 1
+    except Exception:
+        return _unexpected()
     return 0
+
+
+def _unexpected() -> int:
+    traceback.print_exc()
+    _complain(
+        "This is a mistake in the program, or in a method's file. The last checkpoint is whole."
+    )
+    return 1
 
 
 def _complain(message: str, kind: str = "error") -> None:
@@ -133,7 +147,7 @@ def ignore_signals() -> None:
     """In a process that loads data: signals to the whole group are its parent's affair.
 
     Terminals, ``timeout`` and job schedulers signal every process; the batches are still needed
-    then, to finish the step. The loader tells its processes through a queue when to end.
+    then, to finish the step. Who starts such a process ends it with SIGKILL at the latest.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,13 +1,16 @@
 """The samples of a phase, in an order that depends on the seed and on nothing else.
 
-The samples of a source stand in one long row, epoch after epoch. Optimiser step ``s`` takes the
-places ``s * batch_size`` and following, each pass of each process its slice of them. So the stream
-can be entered at any step, and the number of processes, passes and workers changes nothing.
+The samples of a source stand in one long row, epoch after epoch. Batch ``b`` takes the places
+``b * batch_size`` and following, each pass of each process its slice of them. So the stream can be
+entered at any batch, and the number of processes, passes and workers changes nothing. Where the end
+of an epoch may change the samples, the trainer begins another stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import threading
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +25,35 @@ from stages.runtime.errors import ignore_signals
 from stages.runtime.method import Batch, Phase, Sample, Source, Sources
 from wsssbed_hub.utils.errors import HubError, UsageError
 
-Place = tuple[int, int]  # optimiser step, pass
+Place = tuple[int, int]  # batch, pass
+_PATIENCE = 2.0  # seconds that a process has to finish its sample when the loader ends
 
 
 def passes_of(phase: Phase, sources: Sources, processes: int) -> int:
     """Backward passes of one process in one optimiser step.
 
     Passes are shared among the processes rather than split where a pass has too few samples to
-    split (a recipe of ten passes with one image each). Raises UsageError if neither comes out even.
+    split (a recipe of ten passes with one image each). Raises UsageError if neither comes out even,
+    or if samples that belong together would be parted.
     """
-    sizes = [source.batch_size for source in sources.values()]
-    if all(size % (phase.accumulate * processes) == 0 for size in sizes):
+
+    def fits(parts: int) -> bool:
+        return all(s.batch_size % (parts * s.together) == 0 for s in sources.values())
+
+    if fits(phase.accumulate * processes):
         return phase.accumulate
-    if phase.accumulate % processes == 0 and all(size % phase.accumulate == 0 for size in sizes):
+    if phase.accumulate % processes == 0 and fits(phase.accumulate):
         return phase.accumulate // processes
+    sizes = " and ".join(str(source.batch_size) for source in sources.values())
+    groups = [(n, s.together) for n, s in sources.items() if s.together > 1]
+    because = "".join(
+        f" Of {n} each {g} samples in a row have to stay together." for n, g in groups
+    )
+    least = math.lcm(*(s.together for s in sources.values())) * phase.accumulate * processes
     raise UsageError(
-        f"{phase.name}: a batch of {' and '.join(map(str, sizes))} cannot be shared evenly among "
-        f"{processes} processes with {phase.accumulate} passes each. Choose a --batch-size that "
-        f"is a multiple of {phase.accumulate * processes}."
+        f"{phase.name}: a batch of {sizes} cannot be shared evenly among {processes} processes "
+        f"with {phase.accumulate} passes each.{because} Choose a --batch-size that is a multiple "
+        f"of {least}" + (", or fewer processes." if groups and processes > 1 else ".")
     )
 
 
@@ -56,6 +70,11 @@ class Row:
                 f"{self.name[-1]}: {len(self.source.samples)} samples do not fill a batch of "
                 f"{self.source.batch_size}. Choose a smaller --batch-size."
             )
+        if self.epoch_length % self.source.together:
+            raise UsageError(
+                f"{self.name[-1]}: {self.epoch_length} samples make no whole groups of "
+                f"{self.source.together}, and those of an epoch have to."
+            )
 
     @property
     def epoch_length(self) -> int:
@@ -70,16 +89,21 @@ class Row:
             return np.arange(number)
         return generator(*self.name, "order", epoch).permutation(number)
 
-    def chance(self, place: int) -> np.random.Generator:
+    def rng(self, place: int) -> np.random.Generator:
         """What the sample at a place in the row draws its random numbers from."""
         return generator(*self.name, "sample", place)
 
-    def finished_epochs(self, step: int) -> range:
-        """The epochs whose last sample is in the batch of a step."""
-        start = step * self.source.batch_size
+    def finished_epochs(self, batch: int) -> range:
+        """The epochs whose last sample is in a batch, counted from 0."""
+        start = batch * self.source.batch_size
         return range(
             start // self.epoch_length, (start + self.source.batch_size) // self.epoch_length
         )
+
+    def last_batch(self, batch: int) -> int:
+        """The batch, this one or a later one, that finishes the epoch in which this one begins."""
+        epoch = batch * self.source.batch_size // self.epoch_length
+        return -(-(epoch + 1) * self.epoch_length // self.source.batch_size) - 1
 
 
 def rows_of(phase: Phase, sources: Sources, seed: int) -> dict[str, Row]:
@@ -95,7 +119,7 @@ class _Trouble:
 
 
 class _Batches(Dataset[Any]):
-    """The batches that one process sees, by (step, pass)."""
+    """The batches that one process sees, by (batch, pass)."""
 
     def __init__(self, rows: Mapping[str, Row], passes: int, rank: int, processes: int) -> None:
         self._rows = rows
@@ -110,14 +134,14 @@ class _Batches(Dataset[Any]):
             return _Trouble(error)
         return found
 
-    def _batch(self, name: str, row: Row, step: int, number: int) -> Batch:
+    def _batch(self, name: str, row: Row, batch: int, number: int) -> Batch:
         size = row.source.batch_size // (self._passes * self._processes)
-        start = step * row.source.batch_size + (number * self._processes + self._rank) * size
+        start = batch * row.source.batch_size + (number * self._processes + self._rank) * size
         samples, indices, epochs = [], [], []
         for place in range(start, start + size):
             epoch, within = divmod(place, row.epoch_length)
             index = int(self._order(name, row, epoch)[within])
-            samples.append(row.source.samples.sample(index, row.chance(place)))
+            samples.append(row.source.samples.sample(index, row.rng(place)))
             indices.append(index)
             epochs.append(epoch)
         return _stack(name, samples) | {
@@ -133,47 +157,72 @@ class _Batches(Dataset[Any]):
 
 
 class _Places(Sampler[Place]):
-    """(step, pass) from a step on."""
+    """(batch, pass), in order."""
 
-    def __init__(self, first: int, steps: int, passes: int) -> None:
-        self._first, self._steps, self._passes = first, steps, passes
+    def __init__(self, first: int, end: int, passes: int) -> None:
+        self._first, self._end, self._passes = first, end, passes
 
     def __len__(self) -> int:
-        return (self._steps - self._first) * self._passes
+        return (self._end - self._first) * self._passes
 
     def __iter__(self) -> Iterator[Place]:
-        for step in range(self._first, self._steps):
+        for batch in range(self._first, self._end):
             for number in range(self._passes):
-                yield step, number
+                yield batch, number
 
 
 def batches(
     rows: Mapping[str, Row],
     *,
     first: int,
-    steps: int,
+    end: int,
     passes: int,
     workers: int,
     device: torch.device,
-) -> Iterator[dict[str, Batch]]:
-    """This process's batches from step ``first`` on, ``passes`` for each step, on ``device``.
+) -> Generator[dict[str, Batch]]:
+    """This process's batches from number ``first`` to before ``end``, each in ``passes``, on
+    ``device``. To be closed when it is left early.
 
     Raises the HubError that a sample raised.
     """
     loader: DataLoader[Any] = DataLoader(
         _Batches(rows, passes, distributed.rank(), distributed.size()),
         batch_size=None,
-        sampler=_Places(first, steps, passes),
+        sampler=_Places(first, end, passes),
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, _Trouble):
-            raise batch.error
-        yield {name: _moved(fields, device) for name, fields in batch.items()}
+    iterator = iter(loader)
+    try:
+        for batch in iterator:
+            if isinstance(batch, _Trouble):
+                raise batch.error
+            yield {name: _moved(fields, device) for name, fields in batch.items()}
+    finally:
+        _end_workers(iterator)
+
+
+def _end_workers(iterator: Any) -> None:
+    """End the loader's processes, also those that are at work on a sample.
+
+    Left to itself the loader ends when nothing refers to it, but the traceback of an exception
+    does; and it ends its processes with signals that they ignore (``ignore_signals``).
+    """
+    workers = getattr(iterator, "_workers", ())
+    if not workers:
+        return
+    killing = threading.Timer(_PATIENCE, lambda: [worker.kill() for worker in workers])
+    killing.daemon = True
+    killing.start()
+    try:
+        iterator._shutdown_workers()
+    finally:
+        killing.cancel()
+        for worker in workers:
+            worker.kill()
 
 
 def _stack(name: str, samples: list[Sample]) -> Batch:

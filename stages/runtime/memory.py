@@ -50,6 +50,10 @@ class Memory:
         entry = (self._step, distributed.rank(), len(self._put), key, np.array(value))
         self._put.append(entry)
 
+    def clear(self) -> None:
+        """Forget everything. For ``Phase.prepare``."""
+        self._values, self._put = {}, []
+
     def begin_step(self, step: int) -> None:
         """Say which step puts from now on. For the trainer, as all that follows."""
         self._step = step

@@ -109,8 +109,12 @@ class Phase:
     have taken what the epoch put. What it changes, the samples of the next step see. A signal
     stops it anywhere; it is then called again, with the network as it was."""
 
+    def __post_init__(self) -> None:
+        if self.one_batch and not self.turns:
+            raise ValueError(f"{self.name}: one batch for a round of no turns")
+
     @property
-    def round(self) -> int:
+    def steps_of_a_batch(self) -> int:
         """Steps in a row that see the same batch."""
         return len(self.turns) if self.one_batch else 1
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -68,6 +68,29 @@ def _lines(title: str, total: int, unit: str, first: int) -> Show:
         say(f"{title}: {unit} {done:,} of {total:,}{news}, {rate(speed, f'{unit}s')}{left}")
 
     return show
+
+
+class Course:
+    """How far a training of several phases is, and how long it will still take."""
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        self._steps = steps
+        self._phase = self._first = 0
+        self._began = self._done = 0.0
+
+    def begin(self, phase: int, name: str, step: int) -> str:
+        """Note that a phase begins, at a step; returns what to call it."""
+        self._phase, self._first, self._began = phase, step, time.monotonic()
+        many = len(self._steps)
+        return f"{name} (phase {phase + 1} of {many})" if many > 1 else name
+
+    def left(self, step: int) -> str:
+        """The time for this phase and all after it, if they go as this one does, in words."""
+        later = sum(self._steps[self._phase + 1 :])
+        if not later or step == self._first:
+            return ""
+        pace = (time.monotonic() - self._began) / (step - self._first)
+        return f", all phases: {duration((self._steps[self._phase] - step + later) * pace)} left"
 
 
 class MetricsLog:

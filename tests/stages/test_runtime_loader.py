@@ -85,7 +85,7 @@ def test_the_stream_can_be_entered_at_any_step() -> None:
 
     def numbers(first: int) -> list[list[int]]:
         cpu = torch.device("cpu")
-        made = batches(rows, first=first, steps=6, passes=1, workers=0, device=cpu)
+        made = batches(rows, first=first, end=6, passes=1, workers=0, device=cpu)
         return [batch["one"]["number"].tolist() for batch in made]
 
     assert numbers(4) == numbers(0)[4:]
@@ -146,4 +146,4 @@ def test_samples_of_different_sizes_are_refused_by_name() -> None:
     cpu = torch.device("cpu")
     rows = rows_of(phase(sources), sources, 0)
     with pytest.raises(HubError, match="one: 'image' has the shapes"):
-        list(batches(rows, first=0, steps=1, passes=1, workers=0, device=cpu))
+        list(batches(rows, first=0, end=1, passes=1, workers=0, device=cpu))

@@ -19,7 +19,7 @@ class Large:
 
 row = Row((0, "phase", "large"), Source(Large(), 2))
 stream = batches(
-    {"large": row}, first=0, steps=4, passes=1, workers=1, device=torch.device("cpu")
+    {"large": row}, first=0, end=4, passes=1, workers=1, device=torch.device("cpu")
 )
 try:
     print(sum(batch["large"]["image"].numel() for batch in stream))
