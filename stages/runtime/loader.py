@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from stages.runtime import distributed
 from stages.runtime.determinism import generator
@@ -214,6 +215,8 @@ def _end_workers(iterator: Any) -> None:
     workers = getattr(iterator, "_workers", ())
     if not workers:
         return
+    _remove_worker_pids(id(iterator))  # else torch raises an exception for each that is killed
+    iterator._worker_pids_set = False
     killing = threading.Timer(_PATIENCE, lambda: [worker.kill() for worker in workers])
     killing.daemon = True
     killing.start()

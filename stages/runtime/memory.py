@@ -71,7 +71,7 @@ class Memory:
                 value = self._update(key, self._values.get(key), first)
                 for new in later:
                     value = self._update(key, value, new)
-                found[key] = value
+                found[key] = np.asarray(value)
                 show(done, "")
         for part in distributed.gathered(found):
             self._values.update(part)

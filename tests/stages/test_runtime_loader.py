@@ -147,3 +147,39 @@ def test_samples_of_different_sizes_are_refused_by_name() -> None:
     rows = rows_of(phase(sources), sources, 0)
     with pytest.raises(HubError, match="one: 'image' has the shapes"):
         list(batches(rows, first=0, end=1, passes=1, workers=0, device=cpu))
+
+
+def test_samples_that_belong_together_are_not_parted() -> None:
+    whole = {"all": Source(Numbers(50), 8, together=8)}
+    assert passes_of(phase(whole), whole, 1) == 1
+    with pytest.raises(UsageError, match="Of all each 8 samples in a row have to stay together"):
+        passes_of(phase(whole), whole, 2)
+    with pytest.raises(UsageError, match="a batch of 8 .* with 2 passes .* multiple of 16"):
+        passes_of(phase(whole, accumulate=2), whole, 1)
+    pairs = {"pairs": Source(Numbers(50), 8, shuffle=False, together=2)}
+    assert passes_of(phase(pairs), pairs, 4) == 1
+    with pytest.raises(UsageError, match="fewer processes"):
+        passes_of(phase(pairs), pairs, 8)
+    rows = rows_of(phase(pairs), pairs, 0)
+    batches_of_ranks = [_Batches(rows, 1, rank, 4)[0, 0]["pairs"] for rank in range(4)]  # type: ignore[index]
+    assert [b["index"].tolist() for b in batches_of_ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_an_epoch_of_half_a_pair_is_refused() -> None:
+    sources = {"pairs": Source(Numbers(5), 2, together=2)}
+    with pytest.raises(UsageError, match="5 samples make no whole groups of 2"):
+        rows_of(phase(sources), sources, 0)
+    rows_of(phase(sources), {"pairs": Source(Numbers(5), 2, together=2, drop_last=True)}, 0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "drop_last"), [(22, 8, False), (10, 4, True), (3, 7, False)]
+)
+def test_the_batch_that_finishes_an_epoch(samples: int, size: int, drop_last: bool) -> None:
+    sources = {"one": Source(Numbers(samples), size, drop_last=drop_last)}
+    row = rows_of(phase(sources), sources, 0)["one"]
+    for batch in range(12):
+        last = row.last_batch(batch)
+        assert last >= batch
+        assert row.finished_epochs(last)
+        assert not any(row.finished_epochs(between) for between in range(batch, last))

@@ -177,9 +177,11 @@ def test_trouble_becomes_one_message_and_an_exit_code(
     assert capsys.readouterr().err.startswith(said)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_a_mistake_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture) -> None:
     def work() -> None:
         raise KeyError("a bug")
 
-    with pytest.raises(KeyError):
-        guarded(work)
+    assert guarded(work) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "KeyError: 'a bug'" in said

@@ -16,23 +16,7 @@ import numpy as np
 import pytest
 from closeness import FLOAT32, assert_close_in_norm
 from safetensors.torch import load_file
-
-TOYS = str(Path(__file__).parents[1] / "helpers" / "toys.py")
-
-
-def started(folder: Path, plan: dict, processes: int = 1) -> subprocess.Popen:
-    command = [sys.executable, TOYS, str(folder), json.dumps(plan)]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command[1:1] = [*launcher, str(processes)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=folder.parent,
-        start_new_session=True,
-    )
+from toys import started
 
 
 def finished(folder: Path, plan: dict, processes: int = 1) -> None:
@@ -119,8 +103,9 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_both_go_on(tmp_path: Pa
 
 
 TOGETHER = """
-import sys, torch
+import sys, numpy as np, torch
 from torch import nn
+from stages.runtime.memory import Memory
 from stages.runtime import distributed as d
 from stages.runtime.errors import guarded
 from wsssbed_hub.utils.errors import UsageError
@@ -137,6 +122,27 @@ assert d.all_sum(mean).item() / 2 == 4.0  # small integers, exact in float32
 mean.backward()
 assert torch.equal(x.grad / 2, torch.full_like(x, 0.25))  # the trainer averages: a half each
 assert d.global_mean(x.sum() * 0, 0).item() == 0
+
+# Second derivatives: of what one process computes with all numbers, (1 + 2)^3 in each loss.
+y = torch.tensor(1.0 + rank, requires_grad=True)
+loss = d.differentiable_sum(y) ** 3
+(slope,) = torch.autograd.grad(loss, y, create_graph=True)
+assert slope.item() == 2 * 3 * 3**2  # both losses depend on each number
+(curvature,) = torch.autograd.grad(slope, y)
+assert curvature.item() == 2 * 2 * 6 * 3, curvature
+
+memory = Memory(lambda key, old, new: new if old is None else old * 10 + new)
+memory.begin_step(rank)
+memory.put("both", np.array(rank + 1))
+memory.put(f"only {rank}", np.array(7))
+assert len(memory.state()["put"]) == 4  # of all processes: one of them writes the checkpoint
+memory.end_epoch("digits")
+assert memory.get("both") == 12 and memory.get("only 0") == memory.get("only 1") == 7
+memory.put("both", np.array(3))
+other = Memory(lambda key, old, new: old * 10 + new)
+other.load_state(memory.state())
+other.end_epoch("digits")
+assert other.get("both") == 1233
 
 both, one, none = (nn.Parameter(torch.zeros(2)) for _ in range(3))
 both.grad = torch.full((2,), 1.0 + rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +263,109 @@ def test_what_is_wrong_with_a_sample_is_said_without_a_traceback(
     phases = one_phase(network, sources={"noise": Source(Broken(), 2)})
     with pytest.raises(HubError, match=r"^image\d+ is damaged$"):
         Trainer(network, tmp_path, replace(CPU, workers=workers)).run(phases)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_end_of_an_epoch_changes_the_next_samples_have(
+    tmp_path: Path, workers: int
+) -> None:
+    class Growing(Noise):
+        level = 0
+
+        def sample(self, index: int, rng: np.random.Generator) -> dict:
+            return {"level": np.array(self.level)}
+
+    samples, seen, network = Growing(4), [], Turns()
+
+    def loss(batches: dict, step: int) -> dict[str, torch.Tensor]:
+        seen.append(batches["noise"]["level"].tolist())
+        return {"any": network.a.sum()}
+
+    def epoch_end(epoch: int) -> None:
+        samples.level = epoch + 1
+
+    phases = one_phase(
+        network, steps=6, sources={"noise": Source(samples, 2)}, loss=loss, epoch_end=epoch_end
+    )
+    Trainer(network, tmp_path, replace(CPU, workers=workers)).run(phases)
+    assert seen == [[0, 0], [0, 0], [1, 1], [1, 1], [2, 2], [2, 2]]
+
+
+@pytest.mark.parametrize("one_batch", [True, False])
+@pytest.mark.parametrize("stop", [None, 1, 2, 4])
+def test_optimisers_take_the_turns_that_the_method_says(
+    tmp_path: Path, one_batch: bool, stop: int | None
+) -> None:
+    """Two steps of the first to one of the second, on the same batch or each on its own."""
+    network = Turns()
+    seen, moves = [], []
+
+    def loss(batches: dict, step: int) -> dict[str, torch.Tensor]:
+        if step == stop and len(seen) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(batches["noise"]["index"].tolist())
+        moves.append(phases[0].turn(step))
+        return {"sum": network.a.sum() + network.b.sum()}
+
+    def both() -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD([network.a], 1.0), torch.optim.SGD([network.b], 1.0)]
+
+    phases = one_phase(
+        network,
+        steps=6,
+        sources={"noise": Source(Noise(8), 2, shuffle=False)},
+        loss=loss,
+        optimizer=both,
+        turns=(0, 0, 1),
+        one_batch=one_batch,
+    )
+    if stop is not None:
+        with pytest.raises(Interruption):
+            Trainer(network, tmp_path, CPU).run(phases)
+        assert len(seen) == stop + 1
+    Trainer(network, tmp_path, CPU).run(phases)
+    assert moves == [0, 0, 1, 0, 0, 1]
+    assert (network.a[0].item(), network.b[0].item()) == (1 - 4, 1 - 2)
+    each = [[0, 1], [2, 3], [4, 5], [6, 7], [0, 1], [2, 3]]
+    assert seen == ([[0, 1]] * 3 + [[2, 3]] * 3 if one_batch else each)
+
+
+def test_one_batch_of_a_round_has_all_its_passes(tmp_path: Path) -> None:
+    network, seen = Turns(), []
+
+    def loss(batches: dict, step: int) -> dict[str, torch.Tensor]:
+        seen.append(batches["noise"]["index"].tolist())
+        return {"sum": network.a.sum() + network.b.sum()}
+
+    phases = one_phase(
+        network,
+        sources={"noise": Source(Noise(8), 4, shuffle=False)},
+        loss=loss,
+        turns=(0, 0),
+        one_batch=True,
+        accumulate=2,
+    )
+    Trainer(network, tmp_path, CPU).run(phases)
+    assert seen == [[0, 1], [2, 3]] * 2 + [[4, 5], [6, 7]] * 2
+
+
+def test_a_long_training_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    network = Turns()
+
+    def loss(batches: dict, step: int) -> dict[str, torch.Tensor]:
+        now[0] += 60.0
+        return {"sum": network.a.sum() + network.b.sum()}
+
+    rounds = [one_phase(network, name=f"round {n} of 2", steps=22, loss=loss)[0] for n in (1, 2)]
+    Trainer(network, tmp_path, CPU).run(rounds)
+    said = capsys.readouterr().err.splitlines()
+    first = next(line for line in said if line.startswith("round 1 of 2 (phase 1 of 2): step 12"))
+    # 22 samples in batches of 2: step 12 is the first of the second epoch. A step is a minute.
+    assert "epoch 2 of 2, loss" in first
+    assert "10 min 00 s left" in first
+    assert "all phases: 32 min 00 s left" in first
+    assert any(line.startswith("round 2 of 2 (phase 2 of 2): step 22 of 22") for line in said)
