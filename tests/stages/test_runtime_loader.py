@@ -154,7 +154,7 @@ def test_samples_that_belong_together_are_not_parted() -> None:
     assert passes_of(phase(whole), whole, 1) == 1
     with pytest.raises(UsageError, match="Of all each 8 samples in a row have to stay together"):
         passes_of(phase(whole), whole, 2)
-    with pytest.raises(UsageError, match="a batch of 8 .* with 2 passes .* multiple of 16"):
+    with pytest.raises(UsageError, match=r"a batch of 8 .* with 2 passes .* multiple of 16"):
         passes_of(phase(whole, accumulate=2), whole, 1)
     pairs = {"pairs": Source(Numbers(50), 8, shuffle=False, together=2)}
     assert passes_of(phase(pairs), pairs, 4) == 1

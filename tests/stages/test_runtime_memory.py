@@ -1,4 +1,4 @@
-"""What is remembered of images: taken at the end of an epoch, carried by checkpoints, rolled back."""
+"""Memories of images: taken at the end of an epoch, carried by checkpoints, rolled back."""
 
 from __future__ import annotations
 
