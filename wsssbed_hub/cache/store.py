@@ -23,6 +23,7 @@ from wsssbed_hub.cache.locks import hold, shared
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     CHUNK,
+    atomic_file,
     atomic_folder,
     check_room,
     exclusive,
@@ -171,30 +172,24 @@ class Store:
         temporary.unlink(missing_ok=True)
         try:
             os.link(self.blob(file), temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            copy_checked(self.blob(file), temporary, file)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+            copy_checked(self.blob(file), path, file)
 
 
 def copy_checked(source: Path, goal: Path, file: File) -> None:
-    """Copies while hashing. Raises HubError, leaving no ``goal``, unless it is ``file``'s bytes."""
+    """Copies while hashing. Raises HubError, leaving ``goal`` alone, unless it is ``file``'s."""
     digest = hashlib.sha256()
-    try:
-        with open(source, "rb") as inside, open(goal, "wb") as out:
-            while data := inside.read(CHUNK):
-                digest.update(data)
-                out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
+    with open(source, "rb") as inside, atomic_file(goal) as temporary, open(temporary, "wb") as out:
+        while data := inside.read(CHUNK):
+            digest.update(data)
+            out.write(data)
         found = f"sha256:{digest.hexdigest()}"
         if found != file.sha256:
             raise HubError(f"{source} changed: expected {file.sha256}, found {found}.")
-    except BaseException:
-        goal.unlink(missing_ok=True)
-        raise
 
 
 def _complete(file: File, descriptor: int, fetch: Fetcher, advance: Callable[[int], None]) -> None:

@@ -87,10 +87,7 @@ def _copy(folder: Path, place: Path, transfers: list[Transfer], progress: Progre
     for old, new in transfers:
         goal = place / new.path
         goal.parent.mkdir(parents=True, exist_ok=True)
-        temporary = goal.with_name(f".{goal.name}.tmp")
-        copy_checked(folder / old.path, temporary, old)
-        os.replace(temporary, goal)
-        sync_folder(goal.parent)
+        copy_checked(folder / old.path, goal, old)
         done += old.size
         if progress is not None:
             progress(done, total)
