@@ -41,7 +41,7 @@ TOO_MANY = f"what else there is is left out: the tree has {MOST} artifacts"
 
 
 class Link(Model):
-    """Where to read more. Rendered as a link only if it is http(s)."""
+    """A place to read more. Rendered as a link only if it is http(s)."""
 
     text: Printable
     url: Printable
@@ -71,15 +71,15 @@ class Node(Model):
 
 @dataclass
 class Ancestor:
-    """What something was made from: an artifact, or a file; how far its manifest is known."""
+    """An artifact or a file that something was made from, and what it was made from itself."""
 
     part: Ingredient | Key | None
-    """How what was made of it names it; of a training's data, the key alone. None at the root."""
+    """Its name in what was made of it; of a training's data, the key alone. None at the root."""
     key: Key | None
     """With the version, if the manifest is known; None for a file."""
     entry: tuple[Manifest, Chosen] | None = None
     remark: str | None = None
-    """Why the branch ends here although there should be more, or what is in doubt."""
+    """Reason why the branch ends here although there should be more, or a doubt."""
     made_from: list[Ancestor] = field(default_factory=list)
 
     def walk(self) -> Iterator[Ancestor]:
@@ -198,7 +198,7 @@ def _node(found: Ancestor) -> Node:
 
 
 def _parts(manifest: Manifest, entry: Entry) -> list[Ingredient | Key]:
-    """What an entry was made from: the ingredients of its provenance, and the keys that the
+    """Parts that an entry was made from: the ingredients of its provenance, and the keys that the
     training saw, where the provenance does not name them."""
     made = entry.provenance.made_from if entry.provenance else []
     named = {Key.parse(item.key).unversioned for item in made if item.key is not None}

@@ -131,7 +131,7 @@ class Environment(Model):
 
 
 class Provenance(Model):
-    """How a version was made: enough to make it again."""
+    """The making of a version: enough to make it again."""
 
     stage: Name
     command: list[str]

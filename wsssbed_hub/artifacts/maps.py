@@ -1,4 +1,4 @@
-"""What every reader of maps is: the ids of the images in order, and the maps of one of them."""
+"""Maps, whatever files they lie in: the image ids in order, and the maps of one image."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Maps(ABC):
     kind: str
     """``sal``, ``cam`` or ``label``."""
     name: str
-    """What messages call it."""
+    """Name in messages."""
     image_ids: Sequence[str]
     """In ascending order."""
     key: str | None = None

@@ -1,4 +1,4 @@
-"""What is there already and what somebody adds to it, as one manifest."""
+"""Merging: what is there already and what somebody adds to it, as one manifest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
 
 
 def _trained_on(old: Manifest, new: Manifest) -> list[TrainedOn]:
-    """What ``new`` says, and of the targets that it does not have what ``old`` says."""
+    """The facts of ``new``, and those of ``old`` on the targets that ``new`` does not have."""
     others = [target for target in old.targets() if target not in new.targets()]
     if not others:
         return new.trained_on

@@ -25,7 +25,7 @@ _LEVEL = 4
 
 
 class Header(NamedTuple):
-    """What a PNG says of itself; ``colour`` is GREY or PALETTE."""
+    """Size and kind that a PNG states; ``colour`` is GREY or PALETTE."""
 
     height: int
     width: int

@@ -38,7 +38,7 @@ _CLASS = re.compile(r"(?P<image_id>.+)_(?P<class_id>0|[1-9][0-9]?)")
 
 
 class _Release(EncodedMaps):
-    """What folder and zip share: from file names to images and classes."""
+    """The part that folder and zip share: from file names to images and classes."""
 
     def __init__(self, path: Path, kind: str | None, stems: Iterable[str]):
         name = str(path)

@@ -50,7 +50,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Written:
-    """What lies in ``folder``: an artifact's files, not yet part of a key folder."""
+    """An artifact's files in ``folder``, not yet part of a key folder."""
 
     kind: str
     folder: Path
@@ -275,7 +275,7 @@ def record(
 
 
 def read_record(folder: Path) -> Written:
-    """What ``record`` wrote down for ``folder``: the files that wait to be completed."""
+    """The files that wait in ``folder`` to be completed, as ``record`` wrote them down."""
     partial = folder / ".partial"
     found = json.loads((partial / "written.json").read_text())
     found["files"] = tuple(WrittenFile(**file) for file in found["files"])

@@ -28,7 +28,7 @@ _ENTRY = {"dtype", "shape", "data_offsets"}
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies in its file, in bytes from the file's beginning."""
+    """A tensor and its place in its file, in bytes from the file's beginning."""
 
     name: str
     dtype: str

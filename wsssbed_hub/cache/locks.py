@@ -1,4 +1,4 @@
-"""Who uses what of the cache: shared locks for those who read, and a try at what nobody holds.
+"""Locks on the cache: shared ones for those who read, and a try at what nobody holds.
 
 All are ``flock`` locks on the things themselves, as those of ``utils.files.exclusive`` are: a
 killed process leaves none behind, and a forked one holds what its parent holds.

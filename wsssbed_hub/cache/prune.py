@@ -33,8 +33,8 @@ STAGES = "stages keep their own files there; remove it by hand when none runs"
 
 @dataclass(frozen=True)
 class Selection:
-    """What may go, beside the files that no artifact in the cache has: artifacts by key (with or
-    without version), those not used for ``older_than`` days, leftovers of transfers, or everything.
+    """Things that may go, beside the files that no artifact in the cache has: artifacts by key, with
+    or without version, those not used for ``older_than`` days, leftovers of transfers, or all.
 
     Keys and days together, or leftovers and days, mean what is both.
     """
@@ -59,7 +59,7 @@ class Selection:
 
 @dataclass
 class Pruned:
-    """What went, and what stayed and why."""
+    """Things that went, and those that stayed and why."""
 
     removed: list[str] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Pruned:
 
 
 def plan(contents: Contents, selection: Selection) -> tuple[Contents, int]:
-    """What of ``contents`` would go, and the bytes that this frees if nothing of it is in use.
+    """The part of ``contents`` that would go, and the bytes that this frees if none is in use.
 
     A blob that exported folders share takes no room, so it stays for the next ``pull``. Raises
     UsageError for a key that is not there, and for keys or days together with everything.

@@ -1,4 +1,4 @@
-"""What lies in the cache (see ``store``): artifacts, leftovers of transfers, other files.
+"""Contents of the cache (see ``store``): artifacts, leftovers of transfers, other files.
 
 Things are known by their names and places alone, so damaged and hostile ones are seen as well as
 whole ones. Whatever has another name or is a symbolic link is passed over, and never changed.
@@ -68,7 +68,7 @@ class CachedArtifact:
 
 @dataclass(eq=False)
 class Leftover:
-    """What a transfer that has not come to its end left, or leaves at this moment."""
+    """Files of a transfer that has not come to its end, or is under way."""
 
     what: str
     name: str
@@ -82,7 +82,7 @@ class Leftover:
 
 @dataclass
 class Contents:
-    """What lies in a cache: all of it, or what is to go."""
+    """Contents of a cache: all of it, or what is to go."""
 
     root: Path
     status: dict[Path, os.stat_result] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Contents:
     """Files by the folder of ``OTHERS`` that they are in."""
 
     def inode(self, path: Path) -> tuple[int, int]:
-        """What two names of one file have in common."""
+        """Device and inode: two names of one file have the same."""
         return self.status[path].st_dev, self.status[path].st_ino
 
     def size(self, paths: Iterable[Path]) -> int:
@@ -115,11 +115,11 @@ class Contents:
         return self.size([*artifact.files, *blobs])
 
     def changed(self, paths: Iterable[Path]) -> datetime:
-        """When the last of these files was changed."""
+        """Time when the last of these files was changed."""
         return datetime.fromtimestamp(max(self.status[path].st_mtime for path in paths), UTC)
 
     def links_elsewhere(self, paths: Iterable[Path]) -> dict[Path, int]:
-        """How many names each of these files has that are not among ``paths``."""
+        """Number of names that each of these files has and that are not among ``paths``."""
         known = list(dict.fromkeys(paths))
         names = Counter(map(self.inode, known))
         return {path: self.status[path].st_nlink - names[self.inode(path)] for path in known}
@@ -136,7 +136,7 @@ class Contents:
 
 
 def scan(store: Store | None = None) -> Contents:
-    """What lies in the cache of ``store`` just now. Other processes may change it meanwhile."""
+    """The contents of the cache just now. Other processes may change it meanwhile."""
     scanner = _Scanner(Contents((store or Store()).root))
     for entry in _walk(scanner.found.root):
         scanner.add(entry)
@@ -247,7 +247,7 @@ def _digests(folder: Path) -> set[str]:
 
 
 def _walk(place: Path) -> Iterator[os.DirEntry[str]]:
-    """What is below a folder and no folder itself; links are not followed."""
+    """Everything below a folder that is no folder itself; links are not followed."""
     try:
         with os.scandir(place) as found:
             entries = sorted(found, key=lambda entry: entry.name)

@@ -54,7 +54,7 @@ class Store:
         return self.root / "blobs"
 
     def blob(self, file: File) -> Path:
-        """Where a file lies, or would lie."""
+        """The place where a file lies, or would lie."""
         digest = file.sha256.removeprefix("sha256:")
         return self.blobs / digest[:2] / digest
 

@@ -25,7 +25,7 @@ class Damage(NamedTuple):
     """A file that is not what it should be; ``found`` says what it is instead."""
 
     artifact: str | None
-    """What it belongs to, if the cache still knows."""
+    """Its owner, if the cache still knows."""
     path: Path
     expected: str
     found: str
@@ -35,7 +35,7 @@ class Damage(NamedTuple):
 
 @dataclass
 class CacheCheck:
-    """What was read, what of it was bad, and what was done about that."""
+    """Files that were read, those of them that were bad, and what was done about that."""
 
     files: int
     size: int

@@ -1,4 +1,4 @@
-"""What lies in the cache: cache list|prune|verify."""
+"""Commands on the cache: cache list|prune|verify."""
 
 from __future__ import annotations
 

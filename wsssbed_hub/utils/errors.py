@@ -1,4 +1,4 @@
-"""What goes wrong, said so that the reader knows what to do next.
+"""Errors that say what is wrong, with what, and what to do next.
 
 Everything expected (bad input, missing data, wrong bytes, a full disk) is raised as one of these
 two; the command line prints the message without a traceback and exits with ``exit_code``.

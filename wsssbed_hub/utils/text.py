@@ -1,4 +1,4 @@
-"""What is shown: numbers, and texts from outside, which may come from somebody else's manifest."""
+"""Text to show: numbers, and texts from outside, which may come from somebody else's manifest."""
 
 from __future__ import annotations
 
