@@ -33,8 +33,8 @@ STAGES = "stages keep their own files there; remove it by hand when none runs"
 
 @dataclass(frozen=True)
 class Selection:
-    """Things that may go, beside the files that no artifact in the cache has: artifacts by key, with
-    or without version, those not used for ``older_than`` days, leftovers of transfers, or all.
+    """Things that may go, beside files that no artifact in the cache has: artifacts by key (with or
+    without version), those not used for ``older_than`` days, leftovers of transfers, or all.
 
     Keys and days together, or leftovers and days, mean what is both.
     """
