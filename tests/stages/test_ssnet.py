@@ -124,7 +124,7 @@ def test_probabilities_sum_to_one_up_to_the_border(softmax: Any) -> None:
     assert output.probability.min() >= 0
     assert output.saliency is not None
     assert output.saliency.min() >= 0
-    assert output.saliency.max() <= 1 - output.probability[:, 0].min() + 1e-6
+    assert output.saliency.max() <= 1 - output.probability[:, 0].min() + FLOAT32
     likely = output.probability > 1e-6
     assert_close_in_norm(output.log_probability[likely].exp(), output.probability[likely], FLOAT32)
     assert output.log_probability.isfinite().all()
