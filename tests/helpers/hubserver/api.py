@@ -318,7 +318,7 @@ class Api:
         else:
             answer = redirect(f"{self.server.storage}/storage/{blob.sha256}?name={path}")
             answer.headers["X-Linked-Size"] = str(blob.size)
-            answer.headers["X-Linked-ETag"] = f'"{_fault().etag or blob.etag}"'
+            answer.headers["X-Linked-ETag"] = f'"{blob.etag}"'
             if blob.sha256 in self.state.xet:
                 place = f"{self.server.endpoint}/api/datasets/{name}/xet-read-token/{commit.oid}"
                 answer.headers["X-Xet-Hash"] = self.state.xet[blob.sha256]
@@ -362,7 +362,7 @@ def _send(data: Path | bytes, etag: str) -> Response:
     return send_file(
         io.BytesIO(data) if isinstance(data, bytes) else data,
         "application/octet-stream",
-        etag=fault.etag or etag,
+        etag=etag,
     )
 
 

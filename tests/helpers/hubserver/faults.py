@@ -27,7 +27,6 @@ class Fault:
     drop_after: int | None = None  # bytes of the body, sent or received, and the connection is cut
     lose_answer: bool = False  # the work is done, and the connection cut before it is said
     flip: int | None = None  # position of a byte of the file that is sent wrong
-    etag: str | None = None  # of an earlier state, sent instead of the true one
     ignore_range: bool = False  # the whole file is sent, whatever part was asked for
     first: Callable[[], object] | None = None  # what others do just before the request is served
 

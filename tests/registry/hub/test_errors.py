@@ -108,20 +108,6 @@ def test_a_manifest_elsewhere_points_to_a_commit(
     assert verify_folder(pull("sal/test", registry=tmp_path / "index"))
 
 
-@pytest.mark.parametrize("trouble", [{"flip": 40}, {"flip": 40, "etag": "old"}])
-def test_wrong_bytes_are_not_kept(
-    hub: HubServer, published: HubRegistry, trouble: dict[str, Any]
-) -> None:
-    hub.fail("/storage/", times=2, **trouble)
-    with pytest.raises(HubError, match=r"00000\.parquet: wrong bytes\. Expected sha256"):
-        pull("sal/test", registry=published)
-    assert not [path for path in (Store().root / "blobs").rglob("*") if path.is_file()]
-    hub.faults.clear()
-    hub.fail("/storage/", etag="old")
-    hub.fail(f"/{SHARD}", etag="old")
-    assert verify_folder(pull("sal/test", registry=published))
-
-
 def test_patience(hub: HubServer, published: HubRegistry, waits: list[float]) -> None:
     hub.fail("/revision/", status=429, headers={"Retry-After": "7"})
     hub.fail("/revision/", status=503)
@@ -265,17 +251,6 @@ def test_what_is_not_there(tmp_path: Path, published: HubRegistry) -> None:
     for wrong in ("alice/sal-test", "", "../x"):
         with pytest.raises(UsageError, match="a registry on the Hub is hf:NAMESPACE"):
             pull("sal/test", registry=f"hf:{wrong}")
-
-
-def test_a_manifest_of_another_key(hub: HubServer, published: HubRegistry) -> None:
-    api = HfApi()
-    api.create_repo("alice/sal-other", repo_type="dataset")
-    text = hub.files(NAME)["manifest.yaml"]
-    for data, message in [(text, "speaks of sal/test, not of sal/other"), (b"x", "not a valid")]:
-        operations = [CommitOperationAdd("manifest.yaml", data)]
-        api.create_commit("alice/sal-other", operations, commit_message="x", repo_type="dataset")
-        with pytest.raises(HubError, match=message):
-            published.find(Key.parse("sal/other"))
 
 
 def test_offline(

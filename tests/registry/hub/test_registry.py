@@ -15,8 +15,8 @@ import pytest
 import yaml
 from hubserver import HubServer
 from huggingface_hub import snapshot_download
-from killing import deaths, exit_code, in_child
-from samples import IDS, key_folder, maps_of, noise, same
+from killing import deaths, in_child
+from samples import IDS, key_folder, maps_of, same
 from typer.testing import CliRunner
 
 from wsssbed_hub.artifacts.key_folder import verify_folder
@@ -106,20 +106,6 @@ def test_the_tag_of_a_version_has_all_of_its_targets(
     assert hub.repository(NAME).refs["refs/tags/1.0.0"] == before
 
 
-def test_a_published_version_never_changes(
-    tmp_path: Path, hub: HubServer, published: HubRegistry
-) -> None:
-    before = dict(hub.repository(NAME).refs)
-    published.publish(tmp_path / "key")
-    key_folder(tmp_path / "two", maps=maps_of("sal") | {IDS[0]: noise(99)})
-    with pytest.raises(HubError, match=r"other content.*A version never changes"):
-        published.publish(tmp_path / "two")
-    assert hub.repository(NAME).refs == before
-    assert hub.count("/upload/", "PUT") == 1
-    published.publish(tmp_path / "two", version="1.0.1")
-    assert same(open_artifact("sal/test@1.0.1", registry=published).read(IDS[0]), noise(99))
-
-
 def test_two_pushes_at_once_lose_nothing(
     tmp_path: Path, hub: HubServer, registry: HubRegistry
 ) -> None:
@@ -133,16 +119,6 @@ def test_two_pushes_at_once_lose_nothing(
     assert list(registry.find(KEY).versions) == ["1.0.0", "1.1.0", "1.2.0"]
     assert hub.count("/commit/main", "POST") == 4
     assert {"refs/tags/1.1.0", "refs/tags/1.2.0"} <= set(hub.repository(NAME).refs)
-
-
-def test_pushes_of_several_processes(tmp_path: Path, hub: HubServer, token: str) -> None:
-    for number in range(3):
-        key_folder(tmp_path / str(number), version=f"1.{number}.0")
-    pushes = [
-        in_child(lambda n=n: HubRegistry("alice").publish(tmp_path / str(n))) for n in range(3)
-    ]
-    assert [exit_code(pid) for pid in pushes] == [0, 0, 0]
-    assert len(HubRegistry("alice").find(KEY).versions) == 3
 
 
 def test_a_push_that_was_cut_goes_on(

@@ -29,15 +29,8 @@ class Failing(Passing):
 
 
 class Overtaken(Passing):
-    """A commit that is to be made again, from what is there now."""
-
-
-class Conflict(Overtaken):
-    """Somebody else has committed since the state was read."""
-
-
-class Unanswered(Overtaken):
-    """A commit was sent and not answered: it may have happened."""
+    """A commit that is to be looked for, and made again if it is not there: somebody else has
+    committed since the state was read, or it was not answered, although it may have happened."""
 
 
 class Offline(HubError):
@@ -48,9 +41,9 @@ class Offline(HubError):
 def client_call(name: str) -> Iterator[None]:
     """Calls of the Hub's client about the repository (or namespace) ``name``.
 
-    What it raises becomes a HubError that says what to do: Missing, Conflict, Passing or Offline if
-    it is one of these. Tokens never get into it. The client's warnings, which name signed URLs, are
-    not shown, and it does not wait as long as it is told to if that is too long.
+    What it raises becomes a HubError that says what to do: Missing, Overtaken, Passing or Offline
+    if it is one of these. Tokens never get into it. The client's warnings, which name signed URLs,
+    are not shown, and it does not wait as long as it is told to if that is too long.
     """
     from huggingface_hub.utils import get_session
 
@@ -132,14 +125,10 @@ def _explain(error: BaseException, name: str) -> HubError | None:
         return HubError(f"{name}: to publish there sign in first: {_SIGN_IN}.")
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a file's upload
         return _explain(error.__cause__, name)
-    # OSErrors without a number are Xet's; all others are of this machine.
-    if isinstance(error, RuntimeError | ValueError) or _is_numberless(error):
+    of_xet = isinstance(error, OSError) and error.errno is None  # others are of this machine
+    if isinstance(error, RuntimeError | ValueError) or of_xet:
         return HubError(f"{name}: the Hub's client gave up: {_clean(str(error))}")
     return None
-
-
-def _is_numberless(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno is None
 
 
 def _explain_answer(error: HfHubHTTPError, name: str) -> HubError:
@@ -168,7 +157,7 @@ def _explain_answer(error: HfHubHTTPError, name: str) -> HubError:
             "publish to a namespace of your own."
         )
     if status == 412:
-        return Conflict(f"{name}: somebody else has committed meanwhile.", 0.0)
+        return Overtaken(f"{name}: somebody else has committed meanwhile.", 0.0)
     if status in (408, 429) or status >= 500:
         wait = _told_to_wait(error.response.headers)
         what = "too many requests" if status == 429 else "the Hub has trouble of its own"

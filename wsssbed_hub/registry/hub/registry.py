@@ -22,7 +22,7 @@ from wsssbed_hub.artifacts.manifest import MAX_BYTES, File, Manifest, parse_mani
 from wsssbed_hub.artifacts.merge import merge
 from wsssbed_hub.registry.base import BaseRegistry, Missing, Publication, Transfer, keys_of
 from wsssbed_hub.registry.hub.card import TAG, dataset_card
-from wsssbed_hub.registry.hub.errors import Offline, Overtaken, Unanswered, no_bars
+from wsssbed_hub.registry.hub.errors import Offline, Overtaken, no_bars
 from wsssbed_hub.registry.hub.repository import (
     MAIN,
     HubRepository,
@@ -220,10 +220,9 @@ class _Sender:
     def send(self, state: State, merged: Manifest, *, pull_request: bool) -> str:
         """One commit that turns ``state`` into ``merged``: files, manifest and card.
 
-        Gives the URL of the commit or of the pull request. Raises Conflict if the repository is not
-        in that state any more, and Unanswered if that cannot be told.
+        Gives the URL of the commit or of the pull request. Raises Overtaken if the repository is
+        not in that state any more, or that cannot be told.
         """
-
         from huggingface_hub import CommitOperationAdd
 
         def upload(transfer: Transfer, stop: Stop) -> None:
@@ -244,7 +243,7 @@ class _Sender:
             info = self.repository.commit(additions, title, state.commit, pull_request=pull_request)
         except Passing as error:
             look = f" Look at {self.repository.url}/discussions first: it may have been opened."
-            raise Unanswered(f"{error}{look if pull_request else ''}", error.wait) from None
+            raise Overtaken(f"{error}{look if pull_request else ''}", error.wait) from None
         return str(info.pr_url if pull_request else info.commit_url)
 
     def _upload(self, old: File, new: File, stop: Stop, pull_request: bool) -> None:

@@ -35,7 +35,7 @@ class HubRepository:
     """The dataset repository ``<namespace>/<name>``.
 
     Every method raises HubError as ``errors.client_call`` says: Missing for what is not there,
-    Conflict for a commit that came too late, Offline.
+    Overtaken for a commit that came too late, Offline.
     """
 
     def __init__(self, name: str):
@@ -189,7 +189,7 @@ class HubRepository:
     ) -> Any:
         """One commit on top of ``parent``: the client's CommitInfo.
 
-        Once it is sent it may have happened whatever is raised, except for Conflict.
+        Once it is sent it may have happened whatever is raised, unless the Hub refused it.
         """
         with client_call(self.name):
             return hub_api().create_commit(
