@@ -200,9 +200,10 @@ class RunFolder:
     def _settle(self, fresh: bool) -> dict[str, Any]:
         path = self.folder / SETTINGS
         with expect_trouble(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
             if fresh:
                 _empty(self.folder)
-            self.scratch.mkdir(parents=True, exist_ok=True)
+            self.scratch.mkdir(exist_ok=True)
             if not path.exists():
                 return self._write({"settings": self._settings})
         try:

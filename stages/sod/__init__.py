@@ -197,6 +197,8 @@ def _hand_crafted(method: type[SodMethod], options: Options) -> dict[str, Maps]:
                 f"--maps {text}: write NAME=MAPS; the names of {method.card.name} are {names}."
                 f"{did_you_mean(name, known)}"
             )
+        if name in found:
+            raise UsageError(f"--maps gives {name} twice: choose one.")
         found[name] = open_maps(where, None, "sal")
     missing = [name for name, needed in known.items() if needed and name not in found]
     if missing:
