@@ -1,20 +1,60 @@
-"""What lies in a registry at a URL, seen by somebody else."""
+"""Registries of every kind, and what lies in them as somebody else sees it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import fsspec
+from hubserver import HubServer
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from wsssbed_hub.artifacts.key_folder import verify_folder
 from wsssbed_hub.artifacts.keys import Key
+from wsssbed_hub.registry.base import Registry
 from wsssbed_hub.registry.pull import open_registry, pull
 
 KEY = Key.parse("sal/test")
 SHARD = "shapes/1.0.0/00000.parquet"
 
 
-def read(url: str) -> dict[str, int]:
+class Place(NamedTuple):
+    """A registry by its address, and everything that lies there by paths such as
+    ``wsssbed/sal-test/manifest.yaml``; ``hub`` is the server if it is on the Hub."""
+
+    address: str
+    hub: HubServer | None = None
+
+    def open(self) -> Registry:
+        return open_registry(self.address, create=True)
+
+    def files(self) -> dict[str, bytes]:
+        if self.hub is None:
+            return everything(self.address)
+        return {
+            f"wsssbed/{name.partition('/')[2]}/{path}": data
+            for name in self.hub.state.repositories
+            for path, data in self.hub.files(name).items()
+            if path not in (".gitattributes", "README.md")
+        }
+
+    def put(self, path: str, data: bytes) -> None:
+        if self.hub is None:
+            put(self.address, path, data)
+            return
+        _, name, path = path.split("/", 2)
+        api, name = HfApi(), f"{self.address.removeprefix('hf:')}/{name}"
+        api.create_repo(name, repo_type="dataset", exist_ok=True)
+        operations = [CommitOperationAdd(path, data)]
+        api.create_commit(name, operations, commit_message="x", repo_type="dataset")
+
+    def read(self) -> dict[str, int]:
+        return read(self.address)
+
+
+def read(address: str | Path) -> dict[str, int]:
     """The versions that a stranger pulls and verifies, with their numbers of images."""
-    registry = open_registry(url)
+    registry = open_registry(address)
     found = {}
     for version, target, entry in registry.find(KEY).entries():
         assert verify_folder(pull(KEY.at(version), target, registry=registry))

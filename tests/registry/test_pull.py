@@ -1,22 +1,17 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
 from killing import exit_code, in_child
-from samples import IDS, flip, key_folder, leftovers, maps_of, noise, same
+from samples import IDS, flip, key_folder, leftovers, maps_of, same
 
 from wsssbed_hub.artifacts.key_folder import complete, read_manifest, verify_folder
-from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.artifacts.manifest import File, MethodCitation
+from wsssbed_hub.artifacts.manifest import MethodCitation
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.registry.folder import FolderRegistry
 from wsssbed_hub.registry.open_artifact import open_artifact
@@ -155,30 +150,6 @@ def test_something_else_is_left_alone(
     assert {path: path.read_bytes() for path in goal.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("place", [4, 333, -5])
-def test_a_flipped_bit_in_the_registry(
-    tmp_path: Path, registry: FolderRegistry, place: int
-) -> None:
-    flip(registry.root / PUBLISHED, place)
-    with pytest.raises(HubError, match=rf"{SHARD}: wrong bytes. Expected sha256:\w+, received"):
-        pull("sal/test", to=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    shutil.copy(tmp_path / "key" / SHARD, registry.root / PUBLISHED)
-    assert verify("sal/test")
-
-
-def test_a_truncated_shard_in_the_registry(tmp_path: Path, registry: FolderRegistry) -> None:
-    path = registry.root / PUBLISHED
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(HubError, match=f"{SHARD} is cut short: 300 of"):
-        pull("sal/test")
-    assert not (tmp_path / "cache" / "artifacts").exists()
-    shutil.copy(tmp_path / "key" / SHARD, path)
-    assert verify("sal/test")
-    assert not leftovers(tmp_path)
-
-
 @pytest.mark.parametrize("name", [SHARD, "manifest.yaml"])
 def test_damage_in_the_cache_is_mended(registry: FolderRegistry, name: str) -> None:
     folder = pull("sal/test")
@@ -220,52 +191,6 @@ def test_several_pulls_at_once(tmp_path: Path, registry: FolderRegistry) -> None
 
     assert [exit_code(pid) for pid in [in_child(work) for _ in range(6)]] == [0] * 6
     assert not leftovers(tmp_path)
-
-
-class Slow(FolderRegistry):
-    """Takes its time, as a network does."""
-
-    def fetch(self, key: Key, file: File, out: BinaryIO) -> None:
-        data = (self.root / "wsssbed" / key.repository / file.path).read_bytes()
-        for start in range(out.tell(), len(data), 1000):
-            time.sleep(0.002)
-            out.write(data[start : start + 1000])
-
-
-def test_killed_at_any_time(tmp_path: Path) -> None:
-    """Twelve pulls of about 0.1 s, each killed at a random moment, go on from one to the next."""
-    key_folder(tmp_path / "key", maps={"a": noise(0, 220, 220)})
-    registry = Slow(tmp_path / "registry")
-    registry.publish(tmp_path / "key")
-    goal = tmp_path / "out"
-    moments = random.Random(0)
-    for _ in range(12):
-        pid = in_child(lambda: pull("sal/test", to=goal, registry=registry))
-        time.sleep(moments.uniform(0, 0.05))
-        os.kill(pid, signal.SIGKILL)
-        assert exit_code(pid) in (0, -signal.SIGKILL)
-        assert not goal.exists() or verify_folder(goal)
-    assert verify_folder(pull("sal/test", to=goal, registry=registry))
-    assert not leftovers(tmp_path)
-
-
-def test_a_full_disk(tmp_path: Path, small_disk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk, resize = small_disk
-    key_folder(tmp_path / "key", maps={"a": noise(0, 1200, 1200)})
-    registry = FolderRegistry(default_registry())
-    registry.publish(tmp_path / "key")
-    monkeypatch.setenv("WSSSBED_CACHE", str(disk / "cache"))
-    with pytest.raises(HubError, match=r"small-disk/cache: 1,4\d\d,\d+ bytes are needed there"):
-        pull("sal/test")
-    assert not (disk / "cache").exists()
-    enough = shutil._ntuple_diskusage(9**9, 0, 9**9)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: enough)
-        with pytest.raises(HubError, match="small-disk/cache: the disk is full"):
-            pull("sal/test")
-    assert not (disk / "cache/artifacts").exists()
-    resize(4 << 20)
-    assert verify("sal/test")
 
 
 # Verifying and loading.

@@ -78,11 +78,8 @@ class BaseRegistry(ABC):
     def _admit(self, publication: Publication) -> None:
         """Raises what is in the way of a publication before all of it is verified, such as a
         version that is there with other content."""
-        try:
-            there = self._load(publication.key)
-        except Missing:
-            return
-        merge(there, publication.manifest)
+        with suppress(Missing):
+            merge(self._checked(publication.key), publication.manifest)
 
     def _where(self, key: Key) -> str:
         """How messages call the manifest of ``key``."""
@@ -91,11 +88,14 @@ class BaseRegistry(ABC):
     def find(self, key: Key) -> Manifest:
         """As ``Registry.find``."""
         try:
-            manifest = self._load(key)
+            return self._checked(key)
         except Missing as error:
             reason = f" {error}" if str(error) else ""
             message = f"There is no {key.unversioned} in {self}.{reason}{self._near(key)}"
             raise Missing(message) from None
+
+    def _checked(self, key: Key) -> Manifest:
+        manifest = self._load(key)
         if manifest.parsed_key != key.unversioned:
             raise HubError(f"{self._where(key)} speaks of {manifest.key}, not of {key}.")
         return manifest

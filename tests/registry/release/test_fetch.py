@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tinyvoc
 import yaml
-from killing import deaths, exit_code, in_child
+from killing import exit_code, in_child
 from rangeserver import Fault, RangeServer
 from samples import key_folder, leftovers, noise, png
 
@@ -226,13 +226,6 @@ def test_a_cut_connection_goes_on(place: Registries, server: RangeServer) -> Non
     server.faults = [Fault(cut=100), Fault(cut=50)]
     assert verify(pull("sal/vst-duts", registry=place))
     assert [asked for _, _, asked in server.requests] == [None, "bytes=100-", "bytes=150-"]
-
-
-def test_killed_anywhere_it_goes_on(place: Registries, server: RangeServer, lock: Path) -> None:
-    killed = list(deaths(lambda: pull("sal/vst-duts", registry=place), step=5))
-    assert len(killed) > 5
-    assert verify(pull("sal/vst-duts", registry=place))
-    assert not leftovers(Path(os.environ["WSSSBED_CACHE"]))
 
 
 def test_two_at_once(place: Registries, server: RangeServer) -> None:

@@ -3,9 +3,6 @@ Google Cloud Storage (gcsfs against a server on loopback), and drivers without c
 
 from __future__ import annotations
 
-import itertools
-import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,55 +10,14 @@ from typing import Any
 
 import pytest
 from gcsserver import GcsServer
-from killing import exit_code, in_child
 from places import KEY, everything, read
 from s3server import S3Server
-from samples import IDS, key_folder, maps_of
+from samples import key_folder, maps_of
 
 from wsssbed_hub.artifacts.key_folder import read_manifest
 from wsssbed_hub.registry.pull import open_registry
 from wsssbed_hub.registry.url.registry import UrlRegistry
 from wsssbed_hub.utils.errors import HubError
-
-
-def killed_before(number: int, server: S3Server, action: Callable[[], object]) -> int:
-    """Exit code of a process that is killed when its request of that number arrives."""
-    victim: list[int] = []
-    started = threading.Event()
-    numbers = itertools.count()
-
-    def strike(method: str, path: str) -> None:
-        if next(numbers) == number:
-            started.wait()
-            os.kill(victim[0], signal.SIGKILL)
-
-    server.before = strike
-    victim.append(in_child(action))
-    started.set()
-    code = exit_code(victim[0])
-    server.before = lambda method, path: None
-    return code
-
-
-@pytest.mark.slow
-def test_killed_at_every_request(bucket: str, s3: S3Server, tmp_path: Path) -> None:
-    """What a reader is led to is whole at any moment, and the last push goes through."""
-    key_folder(tmp_path / "old")
-    open_registry(bucket).publish(tmp_path / "old")
-    for target in ("shapes", "voc12"):
-        key_folder(tmp_path / "new", maps=maps_of("sal", ["a"]), target=target, version="1.1.0")
-    push = lambda: open_registry(bucket).publish(tmp_path / "new")  # noqa: E731
-    seen = set()
-    for number in itertools.count():
-        code = killed_before(number, s3, push)
-        seen.add(len(read(bucket)))
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-    assert number > 8
-    assert seen == {1, 3}
-    assert read(bucket) == {"1.0.0 shapes": 3, "1.1.0 shapes": 1, "1.1.0 voc12": 1}
-    assert len(everything(bucket)) == 4
 
 
 def interrupt(server: Any, ending: str, action: Callable[[], object]) -> list[str]:
@@ -141,18 +97,6 @@ def test_two_publishers_at_google(google: str, gs: GcsServer, tmp_path: Path, fi
     both = {"1.0.0 shapes": 3, "1.0.0 voc12": 1}
     assert read(google) == both | ({} if first else {"0.1.0 shapes": 3})
     assert len([name for name in gs.writes if name.endswith("manifest.yaml")]) == 3 - first
-
-
-def test_several_processes_push_at_once(bucket: str, s3: S3Server, tmp_path: Path) -> None:
-    for number in range(4):
-        maps = maps_of("sal", IDS[: 1 + number % 3])
-        key_folder(tmp_path / str(number), maps=maps, version=f"1.{number}.0")
-    numbers = (0, 1, 2, 3, 3)
-    pushes = [
-        in_child(lambda n=n: open_registry(bucket).publish(tmp_path / str(n))) for n in numbers
-    ]
-    assert [exit_code(pid) for pid in pushes] == [0] * 5
-    assert len(read(bucket)) == 4
 
 
 @pytest.mark.parametrize("name", ["memory", "plain"])

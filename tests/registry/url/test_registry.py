@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
-from places import SHARD, put
+from places import SHARD
 from rangeserver import Fault, RangeServer
 from samples import Hub, flip, key_folder
 
@@ -50,33 +48,6 @@ def web(folder: Path) -> Iterator[RangeServer]:
 @pytest.fixture
 def web_url(web: RangeServer) -> str:
     return web.url()
-
-
-@pytest.fixture
-def copied(folder: Path, bucket: str) -> str:
-    """The folder as it is in a bucket."""
-    fsspec.filesystem("s3").put(str(folder), bucket, recursive=True)
-    return bucket
-
-
-@pytest.fixture(params=["remembered", "web_url", "copied"])
-def url(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
-def test_it_is_read(url: str, tmp_path: Path) -> None:
-    registry = open_registry(url)
-    assert str(registry) == url
-    assert list(map(str, registry.keys())) == ["sal/one", "sal/two"]
-    assert [manifest.key for manifest in registry.manifests()] == ["sal/one", "sal/two"]
-    assert verify_folder(pull("sal/one@1.0.0", registry=url))
-    with pytest.raises(UsageError, match=r"no sal/onne in .*Did you mean 'sal/one'"):
-        pull("sal/onne", registry=url)
-    file = registry.find(Key.parse("sal/one")).entry("1.0.0", "shapes").files[0]
-    out = io.BytesIO(bytes(100))
-    out.seek(100)
-    registry.fetch(Key.parse("sal/one"), file, out)
-    assert out.getvalue()[100:] == (tmp_path / "one" / SHARD).read_bytes()[100:]
 
 
 def test_wrong_bytes_and_missing_ones(remembered: str, folder: Path) -> None:
@@ -177,10 +148,3 @@ except HubError as error:
 def test_a_driver_that_only_others_have() -> None:
     with pytest.raises(HubError, match=r"^lakefs://b needs a package .*installed: .*lakefs"):
         open_registry("lakefs://b")
-
-
-def test_what_else_lies_there_is_passed_over(remembered: str) -> None:
-    put(remembered, "wsssbed/sal-Not_a_key/manifest.yaml", b"x")
-    put(remembered, "wsssbed/sal-unfinished/shapes/1.0.0/00000.parquet", b"x")
-    put(remembered, "wsssbed/README.md", b"x")
-    assert list(map(str, open_registry(remembered).keys())) == ["sal/one", "sal/two"]
