@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -174,6 +175,23 @@ def test_stopped_while_the_server_says_nothing(
     assert same(pull("sal/many", registry="hf:alice"), many)
     asked = [r.range for r in hub.requests if "/storage/" in r.path]
     assert sorted(map(str, asked)) == sorted(f"bytes={n}-" if n else "None" for n in have)
+
+
+def test_stopped_while_xet_says_nothing(
+    hub: HubServer, published: HubRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client waits where no signal comes in."""
+    hub.offer_xet("alice/sal-test", FILES[0])
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub.state.cas = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "wsssbed_hub", "pull", "hf:alice/sal-test"]
+        child = subprocess.Popen(command, stderr=subprocess.PIPE)
+        silent.accept()
+        os.kill(child.pid, signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert b"Traceback" not in said
 
 
 def test_pulls_of_several_processes(many: Path, hub: HubServer) -> None:

@@ -137,14 +137,10 @@ class State:
         self.users: dict[str, str] = {}  # by token
         self.members: dict[str, set[str]] = {}  # users who may write, by namespace
         self.xet: dict[str, str] = {}  # Xet's hashes, by sha256
+        self.cas = f"local://{root / 'xet'}"  # its client keeps chunks there without a server
 
     def large(self, sha256: str) -> Path:
         return self.root / "lfs" / sha256
-
-    @property
-    def cas(self) -> str:
-        """Where Xet's own client keeps its chunks when it does so without a server."""
-        return f"local://{self.root / 'xet'}"
 
     def add_to_xet(self, sha256: str) -> None:
         from hf_xet import COMPUTE_SHA256, XetSession
