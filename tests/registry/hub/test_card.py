@@ -1,4 +1,4 @@
-"""The dataset card; that ``datasets`` reads by it is in ``test_hub``."""
+"""The dataset card; that ``datasets`` reads by it is in ``test_registry``."""
 
 from __future__ import annotations
 

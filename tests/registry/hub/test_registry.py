@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import pytest
 import yaml
 from hubserver import HubServer
 from huggingface_hub import snapshot_download
-from killing import deaths, in_child
 from samples import IDS, key_folder, maps_of, same
 from typer.testing import CliRunner
 
@@ -150,38 +146,6 @@ def test_the_answer_to_a_commit_is_lost(
     registry.publish(tmp_path / "new")
     assert waits == [1, 1, 2]
     assert len(hub.repository(NAME).commits) == 3
-
-
-def test_killed_while_publishing(tmp_path: Path, hub: HubServer, token: str) -> None:
-    """Whatever the Hub shows is whole, and the next push goes through."""
-    key_folder(tmp_path / "key")
-
-    def killed_at(path: str) -> None:
-        def kill() -> None:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-        hub.fail(path, first=kill)
-        pid = in_child(lambda: HubRegistry("alice").publish(tmp_path / "key"))
-        while hub.faults:
-            time.sleep(0.01)
-
-    for path in ("/create", "/preupload/", "/batch", "/upload/", "/commit/", "/tag/"):
-        killed_at(path)
-        if NAME in hub.state.repositories:
-            files = set(hub.files(NAME)) - {".gitattributes"}
-            assert files in (set(), {"README.md", "manifest.yaml", SHARD})
-    HubRegistry("alice").publish(tmp_path / "key")
-    assert verify_folder(Path(snapshot_download(NAME, repo_type="dataset", revision="1.0.0")))
-
-
-def test_killed_while_pulling(tmp_path: Path, published: HubRegistry) -> None:
-    def pull_it() -> None:
-        pull("hf:alice/sal-test", to=tmp_path / "mine")
-
-    for _ in deaths(pull_it, step=3):
-        assert not (tmp_path / "mine").exists() or verify_folder(tmp_path / "mine")
-    assert verify_folder(tmp_path / "mine")
 
 
 def test_pull_requests(
