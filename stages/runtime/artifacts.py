@@ -173,12 +173,12 @@ def write_scratch_maps(
     image_ids: Sequence[str],
     network: nn.Module,
     produce: Callable[[str], np.ndarray | Activations],
-) -> Maps:
-    """Make maps of these images by all processes, for use between phases, and open them.
+) -> None:
+    """Make maps of these images by all processes, for use in the phase that begins.
 
     For ``Phase.prepare``: ``network`` is in eval mode meanwhile, without gradients. ``folder`` is
     below the method's ``scratch``, another one for each set of maps; images that an interrupted
-    call finished there are not produced again. Every process must see the same files.
+    call finished there are not produced again.
     """
     training = network.training
     network.eval()
@@ -191,6 +191,11 @@ def write_scratch_maps(
     _write_shares(folder, kind, image_ids, one, {}, folder.name)
     distributed.on_main(lambda: write_maps(folder, kind, image_ids, one, settings={}))
     network.train(training)
+
+
+def open_scratch_maps(folder: Path, kind: str) -> Maps:
+    """The maps that ``write_scratch_maps`` made. For ``Phase.sources``: a phase that is resumed is
+    not prepared again. Every process must see the same files."""
     written = read_record(folder)
     files = [written.folder / file.name for file in written.files]
     return ParquetMaps(files, kind, name=folder.name)

@@ -104,7 +104,9 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_both_go_on(tmp_path: Pa
 
 TOGETHER = """
 import sys, numpy as np, torch
+from pathlib import Path
 from torch import nn
+from stages.runtime.artifacts import open_scratch_maps, write_scratch_maps
 from stages.runtime.memory import Memory
 from stages.runtime import distributed as d
 from stages.runtime.errors import guarded
@@ -144,6 +146,21 @@ other.load_state(memory.state())
 other.end_epoch("digits")
 assert other.get("both") == 1233
 
+produced = []
+
+def produce(image_id):
+    assert not net.training and not torch.is_grad_enabled()
+    produced.append(image_id)
+    return np.full((2, 3), int(image_id) % 256, np.uint8)
+
+net, ids = nn.Linear(1, 1), [f"{number:03}" for number in range(200)]
+write_scratch_maps(Path(sys.argv[1]), "sal", ids, net, produce)
+assert net.training and 0 < len(produced) < 200
+maps = open_scratch_maps(Path(sys.argv[1]), "sal")
+assert list(maps.image_ids) == ids and maps.read("171").tolist() == [[171] * 3] * 2
+write_scratch_maps(Path(sys.argv[1]), "sal", ids, net, produce)  # as after an interruption
+assert sum(map(len, d.gathered(produced))) == 200
+
 both, one, none = (nn.Parameter(torch.zeros(2)) for _ in range(3))
 both.grad = torch.full((2,), 1.0 + rank)
 if rank == 1:
@@ -173,7 +190,7 @@ def test_what_processes_do_together(tmp_path: Path) -> None:
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TOGETHER],
+            [sys.executable, "-c", TOGETHER, str(tmp_path / "maps")],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **common, "RANK": str(rank)},
