@@ -55,7 +55,7 @@ def small_run(stage: Stage, made: Made, extra: Sequence[str] = ()) -> SmallRun:
     family = _family(stage)
     arguments = ["--target", TARGET, "--limit", str(LIMIT)]
     if family != "pseudo":
-        arguments += ["--recipe", "shapes", "--init", "random", "--workers", "1"]
+        arguments += ["--recipe", "shapes", "--workers", "1", *_random(stage)]
         arguments += ["--steps", str(STEPS), "--batch-size", str(BATCH), *extra]
     if family not in NEEDS:
         arguments += ["--data", "shapes-small"]
@@ -63,6 +63,13 @@ def small_run(stage: Stage, made: Made, extra: Sequence[str] = ()) -> SmallRun:
         if family != "cam" or stage.load()[1].needs_saliency:
             arguments += [_OPTIONS[kind], str(made[kind])]
     return SmallRun(stage.name, tuple(arguments))
+
+
+def _random(stage: Stage) -> Iterator[str]:
+    """Every network of the stage starts from nothing."""
+    names = stage.load()[1].initial
+    for name in names if len(names) > 1 else [None]:
+        yield from ("--init", f"{name}=random" if name else "random")
 
 
 def run_all(
