@@ -1,9 +1,9 @@
 """A zip of PNGs in the layout of the release, turned into the parts of shards by several processes.
 
-``python -m wsssbed_hub.registry.release.convert RANK`` is one of them. It reads a Job from its
-standard input and writes what it has done to its standard output, one JSON object a line. A fork
-would take over locks that other threads hold, and ``multiprocessing`` would run the caller's own
-script once more.
+``python -m wsssbed_hub.registry.release.convert RANK`` is one of them. It reads a Conversion from
+its standard input and writes what it has done to its standard output, one JSON object a line. A
+fork would take over locks that other threads hold, and ``multiprocessing`` would run the caller's
+own script once more.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from wsssbed_hub.evaluation.inspect import MapStatistics, WrongMaps
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.parallel import Stop, at_once
 
-Look = Callable[[str, tuple[int, int]], object]
+SizeCheck = Callable[[str, tuple[int, int]], object]
 """Is told an image id and (height, width) of its maps, and may raise HubError."""
 
 
 @dataclass(frozen=True)
-class Job:
+class Conversion:
     """The maps of kind ``kind`` in the zip at ``path``, for ``<folder>/.partial``."""
 
     path: str
@@ -53,29 +53,29 @@ def default_processes() -> int:
 
 
 def convert(
-    job: Job,
+    conversion: Conversion,
     maps: PngZip,
     *,
     processes: int,
-    look: Look,
+    check: SizeCheck,
     progress: Callable[[int], None],
     locks: Sequence[int] = (),
 ) -> MapStatistics:
     """Writes the parts that ``write_maps`` joins, and gives what the maps of them tell.
 
-    ``maps`` are those of ``job``. Images of parts that an earlier run finished are not looked at
-    again. ``look`` and ``progress(images)`` are called by one thread at a time. ``locks`` are
+    ``maps`` are those of ``conversion``. Images of parts that an earlier run finished are not
+    checked again. ``check`` and ``progress(images)`` are called by one thread at a time. ``locks`` are
     descriptors that the processes keep open: if this one is killed, who waits for a lock on them
     waits for them too. Raises WrongMaps for wrong maps, and HubError as ``write_maps`` does.
     """
-    statistics, lock = MapStatistics(job.kind), threading.Lock()
+    statistics, lock = MapStatistics(conversion.kind), threading.Lock()
 
     def hear(said: dict[str, Any]) -> None:
         with lock:
             if "done" in said:
                 progress(said["done"])
             elif "image" in said:
-                look(said["image"], (said["size"][0], said["size"][1]))
+                check(said["image"], (said["size"][0], said["size"][1]))
             elif "statistics" in said:
                 statistics.merge(MapStatistics(**said["statistics"]))
             else:
@@ -83,21 +83,24 @@ def convert(
 
     processes = min(processes, -(-len(maps) // PART))
     if processes == 1:
-        _work(job, maps, (0, 1), hear)
+        _convert_share(conversion, maps, (0, 1), hear)
         return statistics
 
     def run(rank: int, stop: Stop) -> None:
-        _run(job, (rank, processes), hear, stop, locks)
+        _run(conversion, (rank, processes), hear, stop, locks)
 
     at_once(run, range(processes), processes)
     return statistics
 
 
-def _work(
-    job: Job, maps: PngZip, part: tuple[int, int], tell: Callable[[dict[str, Any]], None]
+def _convert_share(
+    conversion: Conversion,
+    maps: PngZip,
+    part: tuple[int, int],
+    tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """The share of ``part``; ``tell`` is what ``convert`` hears."""
-    statistics = MapStatistics(job.kind)
+    statistics = MapStatistics(conversion.kind)
 
     def produce(image_id: str) -> np.ndarray | Activations:
         try:
@@ -117,11 +120,11 @@ def _work(
         told = done
 
     write_parts(
-        Path(job.folder),
-        job.kind,
+        Path(conversion.folder),
+        conversion.kind,
         maps.image_ids,
         produce,
-        settings=job.settings,
+        settings=conversion.settings,
         part=part,
         progress=advance,
     )
@@ -129,7 +132,7 @@ def _work(
 
 
 def _run(
-    job: Job,
+    conversion: Conversion,
     part: tuple[int, int],
     hear: Callable[[dict[str, Any]], object],
     stop: Stop,
@@ -149,7 +152,7 @@ def _run(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(asdict(job)))
+            process.stdin.write(json.dumps(asdict(conversion)))
             process.stdin.close()
             for line in process.stdout:
                 hear(json.loads(line))
@@ -164,8 +167,8 @@ def _run(
         if process.returncode < 0:
             how = f"signal {-process.returncode}, as where memory runs out"
         raise HubError(
-            f"A process that converts {job.path} ended with {how}. Run it again, it goes on; with "
-            "--jobs 1 it needs the least memory."
+            f"A process that converts {conversion.path} ended with {how}. Run it again, it goes on; "
+            "with --jobs 1 it needs the least memory."
         )
 
 
@@ -175,14 +178,16 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints does not get in between
     rank, processes = int(sys.argv[1]), int(sys.argv[2])
-    job = Job(**json.load(sys.stdin))
+    conversion = Conversion(**json.load(sys.stdin))
 
     def tell(said: dict[str, Any]) -> None:
         print(json.dumps(said), file=out)
 
     try:
         try:
-            _work(job, PngZip(Path(job.path), job.kind), (rank, processes), tell)
+            _convert_share(
+                conversion, PngZip(Path(conversion.path), conversion.kind), (rank, processes), tell
+            )
         except HubError as error:
             tell({"error": str(error), "wrong": isinstance(error, WrongMaps)})
     except BrokenPipeError:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,9 +30,9 @@ from wsssbed_hub.evaluation.inspect import (
     check_map_size,
     expectation_of,
 )
-from wsssbed_hub.registry.release.convert import Job, convert, default_processes
+from wsssbed_hub.registry.release.convert import Conversion, convert, default_processes
 from wsssbed_hub.registry.release.download import Downloaded, download, download_path
-from wsssbed_hub.registry.release.lockfile import Pin, check_pin, find_pin, now, write_pin
+from wsssbed_hub.registry.release.lockfile import Pin, check_pin, find_pin, write_pin
 from wsssbed_hub.utils import settings
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_folder, write_whole
@@ -106,7 +107,7 @@ class _Fetch:
         if self.source.sha256 not in (None, source.sha256):
             return None
         if self.pin is None:
-            self._write_pin(entry, source, [], [])
+            self._write_pin(entry)
         elif (self.pin.sha256, self.pin.content) != (source.sha256, entry.content):
             return None
         self._check_content(entry)  # the manifest may say more by now
@@ -117,11 +118,11 @@ class _Fetch:
     def run(self, data_root: Path, processes: int, guard: int) -> Manifest:
         """``guard`` is the lock on all this, which the processes keep with us."""
         path = download_path(self.store.root, self.source.url)
-        zipped = download(self.source.url, path, progress=self._receiving())
+        zipped = download(self.source.url, path, progress=self._four_fifths)
         goal = expectation_of(self.chosen.target, data_root)
         with self._suspicion(path):
             self._check_bytes(zipped)
-        with self._suspicion(path, self._blame(path)):
+        with self._suspicion(path, blame=True):
             maps = PngZip(path, self.manifest.kind)
             class_ids = maps.class_ids if maps.kind == "cam" else None
             remarks = _remarks(check_lists(maps.image_ids, goal, class_ids))
@@ -131,7 +132,7 @@ class _Fetch:
         entry = self._entry(zipped, written)
         with self._suspicion(path):
             self._check_content(entry)
-            self._write_pin(entry, _source(entry), goal.checks, remarks)
+            self._write_pin(entry, goal.checks, remarks)
         self._adopt(written, entry)
         converted = self._manifest(entry)
         write_whole(self.home / MANIFEST, converted.dump().encode())
@@ -144,35 +145,29 @@ class _Fetch:
             download_path(self.store.root, self.source.url).unlink(missing_ok=True)
             shutil.rmtree(self.home / ".partial", ignore_errors=True)
 
-    def _receiving(self) -> Progress | None:
-        """The download is four fifths of the work, converting the rest."""
-        progress = self.progress
-        return None if progress is None else lambda done, of: progress(done, of * 5 // 4)
+    def _four_fifths(self, done: int, of: int) -> None:
+        """Says how far the download is; converting is the rest of the work."""
+        if self.progress is not None:
+            self.progress(done, of * 5 // 4)
 
     @contextmanager
     def _suspicion(
-        self,
-        path: Path,
-        blame: Callable[[str], str] = str,
-        suspicious: type[HubError] = HubError,
+        self, path: Path, *, blame: bool = False, of: type[HubError] = HubError
     ) -> Iterator[None]:
-        """Keeps nothing of a zip that is found to be wrong, which ``suspicious`` errors say."""
+        """Keeps nothing of a zip that is found to be wrong, which errors ``of`` one type say; with
+        ``blame`` they are told as what its URL does not hold."""
         try:
             yield
-        except suspicious as error:
+        except of as error:
             path.unlink(missing_ok=True)
             shutil.rmtree(self.home, ignore_errors=True)
-            raise HubError(blame(str(error))) from None
-
-    def _blame(self, path: Path) -> Callable[[str], str]:
-        def say(error: str) -> str:
-            what = error.replace(f"{path}: ", "").replace(str(path), "it")
-            return (
+            if not blame:
+                raise
+            what = str(error).replace(f"{path}: ", "").replace(str(path), "it")
+            raise HubError(
                 f"{self.source.url} does not hold the maps of {self.key} over "
                 f"{self.chosen.target}: {what} Nothing of it was kept."
-            )
-
-        return say
+            ) from None
 
     def _check_bytes(self, zipped: Downloaded) -> None:
         stated = (self.source.sha256, self.source.size)
@@ -195,7 +190,7 @@ class _Fetch:
         kind = self.manifest.kind
         done = 0
 
-        def look(image_id: str, size: tuple[int, int]) -> None:
+        def check(image_id: str, size: tuple[int, int]) -> None:
             if image_id in wanted:
                 check_map_size(goal, image_id, size)
 
@@ -206,12 +201,12 @@ class _Fetch:
                 share = zipped.size // 4 * done // len(maps)
                 self.progress(zipped.size + share, zipped.size * 5 // 4)
 
-        with self._suspicion(zipped.path, self._blame(zipped.path), WrongMaps):
+        with self._suspicion(zipped.path, blame=True, of=WrongMaps):
             pixels = convert(
-                Job(str(zipped.path), kind, str(self.home), settings),
+                Conversion(str(zipped.path), kind, str(self.home), settings),
                 maps,
                 processes=processes,
-                look=look,
+                check=check,
                 progress=advance,
                 locks=[guard],
             )
@@ -220,16 +215,15 @@ class _Fetch:
 
     def _entry(self, zipped: Downloaded, written: Written) -> Entry:
         place = f"{self.chosen.target}/{self.chosen.version}"
-        files = [
-            File(path=f"{place}/{file.name}", size=file.size, sha256=file.sha256)
-            for file in written.files
-        ]
         source = {"size": zipped.size, "sha256": zipped.sha256}
         made = {
             "images": written.images,
             "image_list": written.image_list,
             "content": written.content,
-            "files": files,
+            "files": [
+                File(path=f"{place}/{file.name}", size=file.size, sha256=file.sha256)
+                for file in written.files
+            ],
             "source": self.source.model_copy(update=source),
         }
         return self.chosen.entry.model_copy(update=made)
@@ -244,23 +238,15 @@ class _Fetch:
                 )
 
     def _write_pin(
-        self, entry: Entry, source: UrlSource, checked: Sequence[str], remarks: list[str]
+        self, entry: Entry, checked: Sequence[str] = (), remarks: Sequence[str] = ()
     ) -> None:
         if self.source.sha256 is not None:
             return  # the manifest pins it
-        pin = Pin.model_validate(
-            {
-                "url": source.url,
-                "size": source.size,
-                "sha256": source.sha256,
-                "content": entry.content,
-                "images": entry.images,
-                "image_list": entry.image_list,
-                "checked": checked,
-                "remarks": remarks,
-                "date": now(),
-            }
-        )
+        stated = entry.model_dump(include={"content", "images", "image_list"})
+        stated |= entry.model_dump()["source"]
+        del stated["release"]
+        stated |= {"checked": checked, "remarks": remarks}
+        pin = Pin.model_validate(stated | {"date": datetime.now(UTC).replace(microsecond=0)})
         write_pin(self.key, self.chosen.target, pin)
 
     def _adopt(self, written: Written, entry: Entry) -> None:
@@ -276,11 +262,6 @@ class _Fetch:
 
     def _manifest(self, entry: Entry) -> Manifest:
         return self.manifest.with_entries([self.chosen._replace(entry=entry)])
-
-
-def _source(entry: Entry) -> UrlSource:
-    assert isinstance(entry.source, UrlSource)
-    return entry.source
 
 
 def _remarks(problems: list[Problem]) -> list[str]:

@@ -8,7 +8,7 @@ it is there, so that a project can keep its own under version control (``touch``
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,8 +101,3 @@ def check_pin(pin: Pin, key: str, target: str, sha256: str, content: str | None 
                 f"kept. If the new ones are right, remove its pin from {lock_file()} and run it "
                 "again."
             )
-
-
-def now() -> datetime:
-    """This moment, to the second."""
-    return datetime.now(UTC).replace(microsecond=0)
