@@ -64,9 +64,9 @@ def convert(
     """Writes the parts that ``write_maps`` joins, and gives what the maps of them tell.
 
     ``maps`` are those of ``conversion``. Images of parts that an earlier run finished are not
-    checked again. ``check`` and ``progress(images)`` are called by one thread at a time. ``locks`` are
-    descriptors that the processes keep open: if this one is killed, who waits for a lock on them
-    waits for them too. Raises WrongMaps for wrong maps, and HubError as ``write_maps`` does.
+    checked again. ``check`` and ``progress(images)`` are called by one thread at a time. ``locks``
+    are descriptors that the processes keep open: if this one is killed, who waits for a lock on
+    them waits for them too. Raises WrongMaps for wrong maps, and HubError as ``write_maps`` does.
     """
     statistics, lock = MapStatistics(conversion.kind), threading.Lock()
 
@@ -167,8 +167,8 @@ def _run(
         if process.returncode < 0:
             how = f"signal {-process.returncode}, as where memory runs out"
         raise HubError(
-            f"A process that converts {conversion.path} ended with {how}. Run it again, it goes on; "
-            "with --jobs 1 it needs the least memory."
+            f"A process that converts {conversion.path} ended with {how}. Run it again, it goes "
+            "on; with --jobs 1 it needs the least memory."
         )
 
 

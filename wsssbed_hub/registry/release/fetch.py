@@ -1,8 +1,9 @@
 """Artifacts that are one zip at a URL, such as those of the WSSS-BED release, into the cache.
 
 The first fetch compares the zip with what is at hand of the target, converts it to the published
-form, and pins bytes and maps in the lock file (see ``lock``); the zip is not kept. The converted
-manifest stays in ``<cache>/releases/<repository>/<target>-<version>/``, its files among the blobs.
+form, and pins bytes and maps in the lock file (see ``lockfile``); the zip is not kept. The
+converted manifest stays in ``<cache>/releases/<repository>/<target>-<version>/``, its files among
+the blobs.
 """
 
 from __future__ import annotations
