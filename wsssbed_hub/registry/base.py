@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,15 @@ THREADS = 8  # that read manifests
 
 
 class Missing(UsageError):
-    """What was asked for is not there, or may not be seen."""
+    """What was asked for is not there, or may not be seen. What ``hint`` gives, which may take
+    asking a server, is added when the message is read: the next registry may have it."""
+
+    def __init__(self, message: str = "", hint: Callable[[], str] = str):
+        super().__init__(message)
+        self._hint = hint
+
+    def __str__(self) -> str:
+        return super().__str__() + self._hint()
 
 
 class Registry(Protocol):
@@ -91,8 +99,8 @@ class BaseRegistry(ABC):
             return self._checked(key)
         except Missing as error:
             reason = f" {error}" if str(error) else ""
-            message = f"There is no {key.unversioned} in {self}.{reason}{self._near(key)}"
-            raise Missing(message) from None
+            message = f"There is no {key.unversioned} in {self}.{reason}"
+            raise Missing(message, lambda: self._near(key)) from None
 
     def _checked(self, key: Key) -> Manifest:
         manifest = self._load(key)

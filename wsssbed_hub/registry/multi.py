@@ -58,16 +58,16 @@ class Registries:
     def find(self, key: Key) -> Manifest:
         """The first registry's manifest of ``key``, with what only the index has. Raises Missing
         with what each says if none has it, HubError at the first that cannot be read."""
-        said = []
+        said: list[Missing] = []
         for place in self.places:
             try:
                 manifest = place.find(key)
             except Missing as error:
-                said.append(str(error))
+                said.append(error)
                 continue
             self._found[key.unversioned] = place
             return self._completed(manifest, place)
-        raise Missing("\n".join(said))
+        raise Missing(hint=lambda: "\n".join(map(str, said)))
 
     def _completed(self, manifest: Manifest, place: Registry) -> Manifest:
         """The manifest of ``place`` with the versions and targets that only the index has."""
