@@ -18,7 +18,7 @@ from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest
 from wsssbed_hub.artifacts.manifest import Entry
 from wsssbed_hub.containers.command import Job, default_image, engine_command
 from wsssbed_hub.containers.engines import caller, need_image
-from wsssbed_hub.containers.mounts import place
+from wsssbed_hub.containers.mounts import resolve
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 REPOSITORY = os.environ.get("WSSSBED_IMAGES", "wsssbed")
@@ -150,8 +150,8 @@ def container_job(
         raise UsageError(f"{key}: small runs are made from folders.")
 
     image = need_image(engine, default_image(run.stage, REPOSITORY, version("wsssbed-hub")))
-    placed = place(run.arguments, data_root=data_root, out=out, cache=cache, fetch=no_keys)
-    for folder in placed.folders:
+    resolved = resolve(run.arguments, data_root=data_root, out=out, cache=cache, fetch=no_keys)
+    for folder in resolved.folders:
         folder.mkdir(parents=True, exist_ok=True)
         if user is not None:
             os.chown(folder, *user)
@@ -159,8 +159,8 @@ def container_job(
         stage=run.stage,
         image=image.reference,
         digest=image.digest,
-        arguments=placed.arguments,
-        mounts=placed.mounts,
+        arguments=resolved.arguments,
+        mounts=resolved.mounts,
         user=user or caller(engine),
         gpus=gpus,
         offline=True,

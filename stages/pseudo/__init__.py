@@ -87,7 +87,7 @@ def run(stage: str, options: Options) -> None:
     how = _settings(options, cam, sal, target)
     artifact = Artifact(
         key=f"label/{options.name or '-'.join(map(artifact_name, used))}",
-        title=f"Pseudo labels of {' and '.join(maps.key or maps.name for maps in used)}",
+        title=f"Pseudo labels of {' and '.join(i.key or i.file or '' for i in ingredients)}",
         method=CARD,
         trained_on=[],
         settings=label_settings(ingredients, ids, **how),

@@ -17,6 +17,8 @@ import torch
 from stages.runtime import distributed
 from stages.runtime.device import PRECISION
 from wsssbed_hub.artifacts.manifest import Environment, Ingredient, Provenance
+from wsssbed_hub.artifacts.stage_command import ARTIFACTS, published_command
+from wsssbed_hub.utils.settings import data_root
 
 PACKAGES = ("numpy", "pillow", "safetensors", "timm", "torchvision")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,7 +60,7 @@ def provenance(
     """
     return Provenance(
         stage=stage,
-        command=["python", "-m", "stages", *sys.argv[1:]],
+        command=["python", "-m", "stages", *_arguments()],
         project_version=version("wsssbed-hub"),
         project_commit=_commit(),
         image=os.environ.get("WSSSBED_IMAGE") or None,
@@ -69,6 +71,11 @@ def provenance(
         environment=environment,
         made_from=list(made_from),
     )
+
+
+def _arguments() -> list[str]:
+    """Those of this command, with the places that a container has: nobody's folders."""
+    return published_command(sys.argv[1:], data_root(), Path(ARTIFACTS))
 
 
 def _installed(name: str) -> str | None:

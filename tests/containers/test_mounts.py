@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wsssbed_hub.containers.command import Mount
-from wsssbed_hub.containers.mounts import Placed, place
+from wsssbed_hub.containers.mounts import Resolved, resolve
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 
@@ -19,8 +19,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path.resolve()
 
 
-def placed(root: Path, *arguments: str) -> Placed:
-    return place(
+def resolved(root: Path, *arguments: str) -> Resolved:
+    return resolve(
         arguments,
         data_root=root / "data",
         out=root / "out",
@@ -29,12 +29,12 @@ def placed(root: Path, *arguments: str) -> Placed:
     )
 
 
-def sources(found: Placed) -> dict[str, Path]:
+def sources(found: Resolved) -> dict[str, Path]:
     return {mount.target: mount.source for mount in found.mounts}
 
 
 def test_plain_arguments_stay_as_they_are(root: Path) -> None:
-    found = placed(root, "--data", "duts", "--set", "width=8", "--fresh", "--seed=3")
+    found = resolved(root, "--data", "duts", "--set", "width=8", "--fresh", "--seed=3")
     assert found.arguments == ("--data", "duts", "--set", "width=8", "--fresh", "--seed", "3")
     assert found.mounts == (
         Mount(root / "data", "/data"),
@@ -47,21 +47,21 @@ def test_plain_arguments_stay_as_they_are(root: Path) -> None:
 @pytest.mark.parametrize("form", ["--data-root={0} --out={1}", "--data-root {0} --out {1}"])
 def test_roots_named_in_the_arguments_are_what_is_mounted(root: Path, form: str) -> None:
     words = form.format(root / "elsewhere", root / "new").split()
-    found = placed(root, "--data", "duts", *words)
+    found = resolved(root, "--data", "duts", *words)
     assert found.arguments == ("--data", "duts")
     assert sources(found)["/data"] == root / "elsewhere"
     assert sources(found)["/artifacts"] == root / "new"
 
 
 def test_a_path_below_a_root_is_the_same_path_in_the_container(root: Path) -> None:
-    found = placed(root, "--sal", str(root / "out/sal/x"), f"--init={root / 'data'}")
+    found = resolved(root, "--sal", str(root / "out/sal/x"), f"--init={root / 'data'}")
     assert found.arguments == ("--sal", "/artifacts/sal/x", "--init", "/data")
     assert len(found.mounts) == 3
 
 
 def test_other_paths_are_mounted_read_only_each_in_a_folder_of_its_own(root: Path) -> None:
     maps, net = root / "elsewhere/maps", root / "elsewhere/net.pth"
-    found = placed(root, "--labels", str(maps), "--weights", str(net), "--init", str(net))
+    found = resolved(root, "--labels", str(maps), "--weights", str(net), "--init", str(net))
     assert found.arguments[1::2] == ("/inputs/1/maps", "/inputs/2/net.pth", "/inputs/2/net.pth")
     assert found.mounts[3:] == (Mount(maps, "/inputs/1/maps"), Mount(net, "/inputs/2/net.pth"))
 
@@ -70,7 +70,7 @@ def test_relative_paths_are_those_of_the_working_folder(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root / "elsewhere")
-    found = placed(root, "--init", "net.pth", "--cam", "maps")
+    found = resolved(root, "--init", "net.pth", "--cam", "maps")
     assert sources(found)["/inputs/1/net.pth"] == root / "elsewhere/net.pth"
     assert sources(found)["/inputs/2/maps"] == root / "elsewhere/maps"
 
@@ -80,12 +80,12 @@ def test_a_folder_that_is_called_like_a_dataset_is_not_mistaken_for_it(
 ) -> None:
     monkeypatch.chdir(root)
     (root / "duts").mkdir()
-    assert placed(root, "--data", "duts").arguments == ("--data", "duts")
+    assert resolved(root, "--data", "duts").arguments == ("--data", "duts")
 
 
 def test_words_of_the_stages_own_stay(root: Path) -> None:
     words = ("--init", "timm", "--labels", "ground-truth")
-    assert placed(root, *words).arguments == words
+    assert resolved(root, *words).arguments == words
 
 
 def test_keys_are_fetched_for_the_target_and_mounted(root: Path) -> None:
@@ -95,7 +95,7 @@ def test_keys_are_fetched_for_the_target_and_mounted(root: Path) -> None:
         asked.append((key, target))
         return root / "pulled"
 
-    found = place(
+    found = resolve(
         ["--sal", "sal/vst-duts@1.0.0", "--target", "shapes"],
         data_root=root / "data",
         out=root / "out",
@@ -109,11 +109,11 @@ def test_keys_are_fetched_for_the_target_and_mounted(root: Path) -> None:
 def test_paths_that_are_not_there_are_errors(root: Path) -> None:
     for words in (["--init", "weights/none.pth"], ["--sal", "./none"], ["--cam", "/none"]):
         with pytest.raises(HubError, match="no such file"):
-            placed(root, *words)
+            resolved(root, *words)
     with pytest.raises(HubError, match="--data-root"):
-        placed(root, "--data-root", str(root / "none"))
+        resolved(root, "--data-root", str(root / "none"))
     with pytest.raises(UsageError, match="needs a value"):
-        placed(root, "--data-root")
+        resolved(root, "--data-root")
 
 
 def test_links_out_of_the_data_root_lead_to_the_same_place(root: Path) -> None:
@@ -123,7 +123,7 @@ def test_links_out_of_the_data_root_lead_to_the_same_place(root: Path) -> None:
     (root / "data/VOC/images").symlink_to("../../disk/images")
     (root / "data/again").symlink_to("VOC")  # stays inside
     (root / "data/gone").symlink_to(root / "nowhere")
-    links = {m.target: m for m in placed(root).mounts[1:-2]}
+    links = {m.target: m for m in resolved(root).mounts[1:-2]}
     # What the links say, read in a container in which the root is /data:
     assert set(links) == {str(root / "disk"), "/disk/images"}
     assert links["/disk/images"] == Mount(root / "disk/images", "/disk/images")
@@ -132,4 +132,4 @@ def test_links_out_of_the_data_root_lead_to_the_same_place(root: Path) -> None:
 def test_links_into_the_system_are_errors(root: Path) -> None:
     (root / "data/etc").symlink_to("/etc")
     with pytest.raises(HubError, match="leads to /etc"):
-        placed(root)
+        resolved(root)

@@ -5,10 +5,12 @@ those do that are only read."""
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from killing import exit_code, in_child
@@ -16,9 +18,10 @@ from places import KEY, SHARD, Place
 from rangeserver import RangeServer
 from samples import IDS, flip, key_folder, leftovers, maps_of, noise, same
 
-from wsssbed_hub.artifacts.key_folder import verify_folder
+from wsssbed_hub.artifacts.key_folder import complete, verify_folder
 from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.artifacts.manifest import MAX_BYTES
+from wsssbed_hub.artifacts.manifest import MAX_BYTES, MethodCitation
+from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.cache.store import Store
 from wsssbed_hub.registry.base import Registry
 from wsssbed_hub.registry.index import IndexRegistry
@@ -117,11 +120,32 @@ def _claim(folder: Path) -> None:
     path.write_text(yaml.safe_dump(data))
 
 
+def _tell(folder: Path) -> None:
+    manifest = folder / "manifest.yaml"
+    text = manifest.read_text()
+    manifest.write_text(text.replace("title: Maps for a test", "title: Those in /home/alice/maps"))
+
+
+def _tell_in_config(folder: Path) -> None:
+    shutil.rmtree(folder)
+    complete(
+        folder,
+        write_weights(folder, {"w": np.zeros(3)}, {"from": "/home/alice/net"}, settings={}),
+        key="weights/test",
+        target="shapes",
+        version="1.0.0",
+        title="A network",
+        method=MethodCitation(name="Net"),
+    )
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (_damage, r"00000\.parquet is damaged or was changed"),
         (_claim, r"the content of shapes/1\.0\.0 is not what its manifest"),
+        (_tell, r"manifest\.yaml would tell .*: /home/alice/maps\. Nothing was published"),
+        (_tell_in_config, r"config\.json would tell .*: /home/alice/net"),
     ],
 )
 def test_what_is_not_what_it_says_is_not_published(

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import small_stages
 import torch
 from ssnet_bench import Bench
 
@@ -23,6 +24,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=8, val=4, sod=6, sod_test=2, small=4)
     return root
+
+
+@pytest.fixture(scope="session")
+def made(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of each family made, by toys and by SSNet, in Alice's home folder."""
+    folder = tmp_path_factory.mktemp("home") / "alice"
+    folder.mkdir()
+    return small_stages.make(folder, shapes)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from wsssbed_hub.utils.options import refuse
 
 if TYPE_CHECKING:
     from wsssbed_hub.containers.command import Job
-    from wsssbed_hub.containers.mounts import Placed
+    from wsssbed_hub.containers.mounts import Resolved
     from wsssbed_hub.evaluation.differences import ArtifactDifference
 
 Engine = Annotated[
@@ -77,7 +77,7 @@ def run(
         shell,
     )
 
-    placed = _placed(arguments or [], registry, cache)
+    resolved = _resolved(arguments or [], registry, cache)
     reference = image or default_image(stage, repository, version("wsssbed-hub"))
     looking = only_print or apptainer
     if apptainer:
@@ -85,7 +85,7 @@ def run(
     if image is not None:
         refuse(context, ["repository"], "--image names the image")
     found = _engine(engine, apptainer, looking)
-    job = _job(stage, reference, placed, found, gpus, looking=looking, elsewhere=apptainer)
+    job = _job(stage, reference, resolved, found, gpus, looking=looking, elsewhere=apptainer)
     job = _replaced(
         job, shm_size=shm_size, offline=offline, processes=processes, terminal=_terminal(looking)
     )
@@ -93,12 +93,12 @@ def run(
         job = _replaced(job, image=f"docker-daemon:{reference}")  # never pushed: only docker has it
     found = found or engine or "docker"
     command = apptainer_command(job) if apptainer else engine_command(found, job)
-    folders = [str(folder) for folder in placed.folders if not folder.exists()]
+    folders = [str(folder) for folder in resolved.folders if not folder.exists()]
     prepare = f"{shlex.join(['mkdir', '-p', *folders])}\n" if folders else ""
     typer.echo(prepare + shell(command), err=not looking)
     if looking:
         return
-    for folder in placed.folders:
+    for folder in resolved.folders:
         folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -155,7 +155,7 @@ def reproduce(
     published = find_published(key, target, registry)
     found = find_engine(engine)
     image = locate_image(published, found, repository)
-    placed = _placed(
+    resolved = _resolved(
         [
             *stage_arguments(published, inputs),
             *("--data-root", str(data_root), "--out", str(to)),
@@ -163,7 +163,7 @@ def reproduce(
         registry,
         cache,
     )
-    job = _job(published.provenance.stage, image.reference, placed, found, gpus)
+    job = _job(published.provenance.stage, image.reference, resolved, found, gpus)
     job = _replaced(
         job,
         shm_size=shm_size,
@@ -171,7 +171,7 @@ def reproduce(
         processes=published.provenance.environment.processes,
         terminal=_terminal(looking=False),
     )
-    for folder in placed.folders:
+    for folder in resolved.folders:
         folder.mkdir(parents=True, exist_ok=True)
     typer.echo(published.circumstances(gpus=bool(job.gpus)), err=True)
     command = engine_command(found, job)
@@ -186,12 +186,12 @@ def reproduce(
         raise HubError(f"{key} was not reproduced. What was made is in {to}.")
 
 
-def _placed(arguments: list[str], registry: str | None, cache: Path | None) -> Placed:
-    from wsssbed_hub.containers.mounts import place
+def _resolved(arguments: list[str], registry: str | None, cache: Path | None) -> Resolved:
+    from wsssbed_hub.containers.mounts import resolve
     from wsssbed_hub.registry.pull import pull
     from wsssbed_hub.utils import settings
 
-    return place(
+    return resolve(
         arguments,
         data_root=settings.data_root(),
         out=Path("artifacts"),
@@ -220,7 +220,7 @@ def _engine(wanted: str | None, apptainer: bool, looking: bool) -> str | None:
 def _job(
     stage: str,
     reference: str,
-    placed: Placed,
+    resolved: Resolved,
     engine: str | None,
     gpus: str,
     *,
@@ -239,8 +239,8 @@ def _job(
         stage=stage,
         image=pinned.reference if pinned else reference,
         digest=pinned.digest if pinned else None,
-        arguments=placed.arguments,
-        mounts=placed.mounts,
+        arguments=resolved.arguments,
+        mounts=resolved.mounts,
         user=caller(engine),
         gpus=find_gpus(gpus, engine, elsewhere=elsewhere),
     )

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsssbed_hub.artifacts.stage_command import ARTIFACTS, CACHE
 from wsssbed_hub.utils.errors import UsageError
 
-DATA, ARTIFACTS, CACHE, INPUTS = "/data", "/artifacts", "/cache", "/inputs"
 STOP_SECONDS = 120  # between SIGTERM and SIGKILL: time to end a step and write a checkpoint
 ENGINES = ("docker", "podman")
 _STAGE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

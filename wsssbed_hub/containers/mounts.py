@@ -1,8 +1,7 @@
-"""What of this machine a stage gets to see: its command line, rewritten for the container.
+"""The part of this machine that a stage gets to see: its arguments, rewritten for the container,
+and what is mounted there for them.
 
-The arguments are those of the same command outside a container. ``--data-root`` and ``--out``
-become ``/data`` and ``/artifacts``; a path in them becomes the one in the container; anything else
-that an argument names is mounted read-only below ``/inputs``, in a folder of its own.
+The arguments are those of the same command outside a container, rewritten by ``stage_command``.
 """
 
 from __future__ import annotations
@@ -13,13 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsssbed_hub.artifacts.keys import names_artifact
-from wsssbed_hub.containers.command import ARTIFACTS, CACHE, DATA, INPUTS, Mount
-from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.artifacts.stage_command import (
+    ARTIFACTS,
+    CACHE,
+    DATA,
+    MAPS_OPTIONS,
+    Argument,
+    in_container,
+    parse,
+    path_of,
+)
+from wsssbed_hub.containers.command import Mount
+from wsssbed_hub.utils.errors import HubError
 
-MAPS_OPTIONS = ("--sal", "--cam", "--labels")  # a key, a path, or a word of the stage's own
-FILE_OPTIONS = ("--weights", "--init")  # a path, or a word of the stage's own
-ROOT_OPTIONS = ("--data-root", "--out")
-_PATH_BEGINS = ("/", "./", "../", "~")
 _DEPTH = 3  # of a data root: /data/VOCdevkit/VOC2012/JPEGImages
 _MOST_LINKS = 64
 _SYSTEM = {
@@ -33,7 +38,7 @@ Fetch = Callable[[str, str], Path]
 
 
 @dataclass(frozen=True)
-class Placed:
+class Resolved:
     """A stage's arguments as it will see them, and what has to be mounted for that."""
 
     arguments: tuple[str, ...]
@@ -42,15 +47,15 @@ class Placed:
     """Have to be there beforehand: an engine would make them, and they would belong to root."""
 
 
-def place(
+def resolve(
     arguments: Sequence[str], *, data_root: Path, out: Path, cache: Path, fetch: Fetch
-) -> Placed:
+) -> Resolved:
     """Rewrite the arguments of a stage. ``data_root`` and ``out`` are for when they name none.
 
     Raises HubError for a path that is not there, UsageError for an option without its value.
     """
-    pairs = list(_pairs(arguments))
-    given = {option: value for option, value in pairs if option is not None}
+    parts = list(parse(arguments))
+    given = {part.option: part.value for part in parts if part.option is not None}
     roots = {DATA: Path(given.get("--data-root") or data_root).expanduser().resolve()}
     roots[ARTIFACTS] = Path(given.get("--out") or out).expanduser().resolve()
     if not roots[DATA].is_dir():
@@ -58,16 +63,8 @@ def place(
             f"There is no folder {roots[DATA]}. Name the one with the datasets with --data-root."
         )
     cache = cache.expanduser().resolve()
-    inputs: dict[Path, str] = {}
-    rewritten: list[str] = []
-    for option, value in pairs:
-        if option in ROOT_OPTIONS:
-            continue
-        rewritten += [option] if option is not None else []
-        if value is None:
-            continue
-        path = _path_in(option, value, given.get("--target") or "voc12", fetch)
-        rewritten.append(value if path is None else _inside(path, roots, inputs))
+    target = given.get("--target") or "voc12"
+    words, inputs = in_container(parts, roots, lambda part: _path_of(part, target, fetch))
     mounts = (
         Mount(roots[DATA], DATA),
         *_linked_outside(roots[DATA]),
@@ -75,47 +72,18 @@ def place(
         Mount(cache, CACHE, read_only=False),
         *(Mount(source, target) for source, target in inputs.items()),
     )
-    return Placed(tuple(rewritten), mounts, (roots[ARTIFACTS], cache))
+    return Resolved(tuple(words), mounts, (roots[ARTIFACTS], cache))
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
-    """(option, value) of each argument: an option alone has no value, a value alone no option."""
-    words = iter(arguments)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if not word.startswith("--"):
-            yield None, word
-        elif equals:
-            yield option, value
-        elif option in (*MAPS_OPTIONS, *FILE_OPTIONS, *ROOT_OPTIONS, "--target"):
-            following = next(words, None)
-            if following is None:
-                raise UsageError(f"{option} needs a value.")
-            yield option, following
-        else:
-            yield option, None
-
-
-def _path_in(option: str | None, value: str, target: str, fetch: Fetch) -> Path | None:
-    """The path on this machine that a value means; None if it means none."""
-    if option in MAPS_OPTIONS and names_artifact(value):
-        return fetch(value, target).resolve()
-    named = value.startswith(_PATH_BEGINS)
-    path = Path(value).expanduser()
-    if path.exists() and (named or option in (*MAPS_OPTIONS, *FILE_OPTIONS)):
-        return path.resolve()
-    if named or (option in FILE_OPTIONS and "/" in value):
-        raise HubError(f"{option or 'argument'} {value}: there is no such file or folder.")
-    return None
-
-
-def _inside(path: Path, roots: dict[str, Path], inputs: dict[Path, str]) -> str:
-    for target, root in roots.items():
-        if path.is_relative_to(root):
-            return str(Path(target) / path.relative_to(root))
-    if path not in inputs:
-        inputs[path] = f"{INPUTS}/{len(inputs) + 1}/{path.name}"
-    return inputs[path]
+def _path_of(part: Argument, target: str, fetch: Fetch) -> Path | None:
+    """The path on this machine that an argument means; None if it means none."""
+    if part.option in MAPS_OPTIONS and names_artifact(part.value or ""):
+        return fetch(part.value or "", target).resolve()
+    path = path_of(part)
+    if path is not None and not path.exists():
+        what = f"{part.option or 'argument'} {part.value}"
+        raise HubError(f"{what}: there is no such file or folder.")
+    return path
 
 
 def _linked_outside(root: Path) -> list[Mount]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,18 +11,24 @@ from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import open_entry, read_manifest
 from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import Chosen, Ingredient, Provenance
+from wsssbed_hub.artifacts.stage_command import (
+    FILE_OPTIONS,
+    MAPS_OPTIONS,
+    ROOT_OPTIONS,
+    Argument,
+    parse,
+)
 from wsssbed_hub.artifacts.weights import MODEL
 from wsssbed_hub.containers.command import without_tag
 from wsssbed_hub.containers.engines import Image, find_image, pull_image
-from wsssbed_hub.containers.mounts import FILE_OPTIONS, MAPS_OPTIONS, ROOT_OPTIONS
 from wsssbed_hub.evaluation.differences import ArtifactDifference, compare_maps, compare_weights
 from wsssbed_hub.registry.base import Registry
 from wsssbed_hub.registry.pull import pull
 from wsssbed_hub.utils.errors import HubError
 
 _PREFIX = ["python", "-m", "stages"]
-_ROLES = {"--sal": "sal", "--cam": "cam", "--labels": "label", "--weights": "weights"}
-_ROLES |= {"--init": "initial-weights"}
+_ROLES = {"--sal": "sal", "--cam": "cam", "--labels": "label", "--maps": "sal"}
+_ROLES |= {"--weights": "weights", "--init": "initial-weights"}
 _RESUMPTION = ("--fresh", "--resume")
 
 
@@ -99,30 +106,28 @@ def stage_arguments(published: Published, inputs: Path | None) -> list[str]:
     Keys stay keys, with their versions; files are looked for by name in ``inputs``. Raises HubError
     for an input that is not there, or that is another file of the same name.
     """
-    words = iter(published.provenance.command[4:])
+    made_from = published.provenance.made_from
+    roles = {role: [i for i in made_from if i.role == role] for role in _ROLES.values()}
     arguments: list[str] = []
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option in _RESUMPTION:
+    for part in parse(published.provenance.command[4:]):
+        if part.option in (*_RESUMPTION, *ROOT_OPTIONS):
             continue
-        if option not in (*ROOT_OPTIONS, *MAPS_OPTIONS, *FILE_OPTIONS):
-            arguments.append(word)
-            continue
-        value = value if equals else next(words, "")
-        if option not in ROOT_OPTIONS:
-            arguments += [option, _input(option, value, published, inputs)]
+        if part.option in MAPS_OPTIONS and roles[_ROLES[part.option]]:
+            used = roles[_ROLES[part.option]].pop(0)  # in the order of the command
+            part = part._replace(value=_maps_input(used, part.option, inputs))
+        elif part.option in FILE_OPTIONS:
+            part = part._replace(value=_file_input(part, roles[_ROLES[part.option]], inputs))
+        arguments += part.words
     return arguments
 
 
-def _input(option: str, value: str, published: Published, inputs: Path | None) -> str:
+def _file_input(part: Argument, of_role: Sequence[Ingredient], inputs: Path | None) -> str:
+    value = part.value or ""
     name = Path(value).name
-    of_role = [i for i in published.provenance.made_from if i.role == _ROLES[option]]
-    if option in MAPS_OPTIONS:
-        return _maps_input(of_role[0], option, inputs) if of_role else value
     named = [ingredient for ingredient in of_role if ingredient.file == name]
     if not named or "/" not in value:
         return value  # a word of the stage's own, such as `timm`
-    path = _file_in(inputs, name, option)
+    path = _file_in(inputs, name, str(part.option))
     if file_digest(path) != named[0].digest:
         raise HubError(f"{path} is another {name} than the {named[0].digest} that was used.")
     return str(path)

@@ -41,12 +41,14 @@ class Labels(NamedTuple):
 def ingredient(maps: Maps) -> Ingredient:
     """The entry for ``maps`` in a provenance: role (their kind), key or file name, content digest.
 
+    The name is that of the file or folder alone: a path would tell of somebody's machine.
+
     The digest is the one that their manifest states; without a manifest all maps are decoded.
     """
     digest = maps.content or maps.digest()
     if maps.key is not None:
         return Ingredient(role=maps.kind, key=maps.key, digest=digest)
-    return Ingredient(role=maps.kind, file=maps.name, digest=digest)
+    return Ingredient(role=maps.kind, file=Path(maps.name).name, digest=digest)
 
 
 def label_settings(

@@ -13,6 +13,8 @@ from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest, verify_fol
 from wsssbed_hub.artifacts.keys import KINDS, Key, Version
 from wsssbed_hub.artifacts.manifest import MAX_BYTES, Chosen, File, Manifest, parse_manifest
 from wsssbed_hub.artifacts.merge import merge
+from wsssbed_hub.artifacts.private_paths import private_paths
+from wsssbed_hub.artifacts.stage_command import ARTIFACTS, DATA, INPUTS
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 from wsssbed_hub.utils.progress import Progress, share
 
@@ -144,7 +146,8 @@ class Transfer(NamedTuple):
 class Publication:
     """What is published: the entries of ``folder``, the only version as ``version`` if it is given.
 
-    Raises UsageError if the folder has several versions and one number is given for them.
+    Raises UsageError if the folder has several versions and one number is given for them, and
+    HubError if the manifest or a file that people read names a folder of this machine.
     """
 
     def __init__(self, folder: Path, version: str | None):
@@ -153,6 +156,7 @@ class Publication:
             have = ", ".join(manifest.versions)
             raise UsageError(f"{folder} holds the versions {have}: they are published as they are.")
         self.folder = folder
+        _refuse_private_paths(folder, manifest)
         self._moves = [(chosen, _renumbered(chosen, version)) for chosen in manifest.entries()]
         self.manifest = manifest.with_entries(new for _, new in self._moves)
         self.key = self.manifest.parsed_key
@@ -172,6 +176,23 @@ class Publication:
             if new[:2] not in there
             for pair in zip(mine.entry.files, new.entry.files, strict=True)
         ]
+
+
+def _refuse_private_paths(folder: Path, manifest: Manifest) -> None:
+    texts = {MANIFEST: manifest.dump()}
+    for chosen in manifest.entries():
+        for file in chosen.entry.files:
+            path = folder / file.path
+            if path.suffix == ".json" and path.is_file():  # all others are pixels and numbers
+                texts[file.path] = path.read_text(errors="replace")
+    for name, text in texts.items():
+        found = private_paths(text)
+        if found:
+            raise HubError(
+                f"{folder / name} would tell everybody paths of this machine: "
+                f"{', '.join(found[:3])}. Nothing was published. Write what stands for them in a "
+                f"container ({DATA}, {ARTIFACTS}, {INPUTS}/1/NAME), or make the artifact again."
+            )
 
 
 def _renumbered(chosen: Chosen, version: str | None) -> Chosen:
