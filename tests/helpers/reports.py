@@ -197,7 +197,6 @@ def full_report(words: str = "words") -> Report:
     return Report(
         title=words,
         target=words,
-        intro=words,
         settings={words: words},
         classes=[words + "a", words + "b"],
         rows=[

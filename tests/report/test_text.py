@@ -77,7 +77,8 @@ def test_the_terminal_is_not_steered():
 def test_markdown(report):
     lines = markdown(report).splitlines()
     assert lines[0] == (
-        "**Better saliency gave better labels and better segmentation in this run.**"
+        "**Better saliency gave better labels at the published tau, better labels at the best tau "
+        "and better segmentation.**"
     )
     table = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1

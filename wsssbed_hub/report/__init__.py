@@ -22,9 +22,9 @@ from wsssbed_hub.report.data import (
     SaliencyScore,
     SegmentationScore,
 )
-from wsssbed_hub.report.finding import find
 from wsssbed_hub.report.gallery import choose_images, make_gallery
 from wsssbed_hub.report.html import render_html, write_html
+from wsssbed_hub.report.pairs import find
 from wsssbed_hub.report.plots import curves_png
 from wsssbed_hub.report.text import markdown, terminal_table
 from wsssbed_hub.report.thumbnails import thumbnail_gallery

@@ -162,7 +162,6 @@ class Report(Model):
 
     title: Printable
     target: Printable
-    intro: Printable = ""
     settings: dict[Printable, Printable] = Field(default_factory=dict)
     classes: list[Printable] = Field(default_factory=list)
     rows: list[Row] = Field(default_factory=list)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsssbed_hub.artifacts import pictures
-from wsssbed_hub.report import plots
+from wsssbed_hub.report import diagram, plots
 from wsssbed_hub.report.data import Report
-from wsssbed_hub.report.finding import find, fixed_words
 from wsssbed_hub.report.notes import short_digest
-from wsssbed_hub.report.table import class_table, results_table
+from wsssbed_hub.report.pairs import find, fixed_words
+from wsssbed_hub.report.table import class_table, pairs_table, results_table
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 if TYPE_CHECKING:
@@ -52,15 +52,18 @@ def render_html(report: Report) -> str:
     environment.filters["breakable"] = lambda text: escape(text).replace("@", Markup("<wbr>@"))
     script = _source(environment, "script.html")
     curves = [
-        (name, series, [Markup(plots.panel_svg(series, panel)) for panel in plots.PANELS])
+        (name, series, [diagram.draw(series, panel) for panel in plots.PANELS])
         for name, series in plots.by_activations(report.rows).items()
     ]
+    finding = find(report.rows)
     return environment.get_template("report.html").render(
         report=report,
-        finding=find(report.rows),
+        finding=finding,
+        pairs=pairs_table(report, finding),
         results=results_table(report),
         classes=class_table(report),
         curves=curves,
+        diagram=diagram,
         legend=_legend(report),
         fixed_words=fixed_words(report.rows),
         style=Markup(_source(environment, "style.html")),

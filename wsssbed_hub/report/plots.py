@@ -1,14 +1,12 @@
-"""Curves against tau: SVG that takes on the page's fonts and colours, and PNG for files.
+"""Curves against tau as a PNG file; their colours and dashes, which the page (``diagram``) shares.
 
-The same curves give the same bytes: no dates, no random ids, fonts that come with matplotlib.
+The same curves give the same bytes: no dates, fonts that come with matplotlib.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,17 +52,6 @@ class Series(NamedTuple):
     def colour(self) -> str:
         return COLOURS[self.place % len(COLOURS)]
 
-    @property
-    def variable(self) -> str:
-        """The colour as the page's style sheet knows it."""
-        return _VARIABLES[self.colour]
-
-    @property
-    def dashes(self) -> str:
-        """The line's pattern for SVG's ``stroke-dasharray``."""
-        pattern = DASHES[self.place % len(DASHES)]
-        return "none" if isinstance(pattern, str) else " ".join(str(2 * n) for n in pattern[1])
-
 
 def by_activations(rows: Sequence[Row]) -> dict[str, list[Series]]:
     """The curves of each activation map; a saliency map's colour is the same in all of them."""
@@ -74,23 +61,6 @@ def by_activations(rows: Sequence[Row]) -> dict[str, list[Series]]:
     for row, curve in drawn:
         groups.setdefault(row.activations, []).append(Series(row, curve, names.index(row.name)))
     return groups
-
-
-def panel_svg(series: Sequence[Series], panel: Panel) -> str:
-    """One diagram as an ``<svg>`` element to be put into HTML.
-
-    Text and grid take their colours from the CSS variables ``--ink`` and ``--grid``, series from
-    ``--series-0``…, so that the page's dark scheme reaches them.
-    """
-    from matplotlib.figure import Figure
-
-    with _style():
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.subplots(), series, panel)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator"), None))
-    salt = hashlib.sha256(file.getvalue().encode()).hexdigest()[:8]
-    return _for_html(file.getvalue(), salt, f"{panel.title} against tau")
 
 
 def curves_png(rows: Sequence[Row], *, dpi: int = 160) -> bytes:
@@ -140,8 +110,6 @@ def _style() -> Iterator[None]:
     import matplotlib
 
     settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "wsssbed-hub",
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.parse_math": False,  # names are not formulas
@@ -185,7 +153,7 @@ def _draw(axis: Axes, series: Sequence[Series], panel: Panel) -> None:
     for item in series:
         _mark(axis, item, panel)
     axis.set_xlim(0, 1)
-    axis.set_ylim(*_range(series, panel))
+    axis.set_ylim(0, top_of(series, panel))
     axis.set_title(panel.title)
     axis.set_xlabel("tau")
 
@@ -210,30 +178,10 @@ def _mark(axis: Axes, item: Series, panel: Panel) -> None:
         )
 
 
-def _range(series: Sequence[Series], panel: Panel) -> tuple[float, float]:
-    """0 to 100 for coverage; for both mIoU from 0 to the next ten above their highest value."""
+def top_of(series: Sequence[Series], panel: Panel) -> float:
+    """The end of the axis: 100 for coverage; for both mIoU the next ten above their highest."""
     if panel.field == "coverage":
-        return 0, 100
+        return 100
     both = [item.curve.miou + item.curve.miou_ignored_missed for item in series]
     values = [value for curve in both for value in curve if value is not None]
-    return 0, min(100.0, 10 * math.ceil(10 * max(values, default=1) + 0.3))
-
-
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", _PAPER: "var(--paper)"} | {
-    colour: f"var(--series-{index})" for index, colour in enumerate(COLOURS)
-}
-
-
-def _for_html(svg: str, salt: str, title: str) -> str:
-    """The ``<svg>`` element alone, ids unique in the page, colours as variables, no metadata."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]+; ", "", svg)
-    svg = re.sub(
-        r'<g id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick)_\d+"', "<g", svg
-    )
-    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{salt}-", svg)
-    svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub("#[0-9a-f]{6}", lambda m: _VARIABLES.get(m[0], m[0]), svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}" stroke-linejoin="round"', 1)
-    return re.sub(r"\s*\n\s*", "\n", svg).strip()
+    return min(100.0, 10 * math.ceil(10 * max(values, default=1) + 0.3))

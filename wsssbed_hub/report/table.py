@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from wsssbed_hub.report.data import Report, Row
-from wsssbed_hub.report.finding import fixed_words
 from wsssbed_hub.report.notes import Notes
+from wsssbed_hub.report.pairs import SALIENCY, Compared, Finding, fixed_words
 
 NOTHING = "–"
 ROLES = {"ground truth": "upper bound", "labels": "own labels", "network": "network"}
@@ -195,6 +195,31 @@ def _by_activations(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     without = groups.pop("", [])
     sections = list(groups.items())
     return sections + ([("", without)] if without else [])
+
+
+def pairs_table(report: Report, finding: Finding) -> Table | None:
+    """Each pair of rows, what is of the better saliency map first; None if there are no pairs."""
+    if not finding.pairs:
+        return None
+    heads = [(Column("Saliency", title), 1, 3) for title, _, _ in SALIENCY]
+    fixed = f"Labels, {fixed_words(report.rows)}"
+    groups = (fixed, "Labels, best tau", "Segmentation")
+    heads += [(Column(group, "mIoU", unit="%"), 100, 1) for group in groups]
+    found = [(pair, (*pair.saliency, *pair.outcomes)) for pair in finding.pairs]
+    kept = [n for n in range(len(heads)) if any(numbers[n] for _, numbers in found)]
+    lines = []
+    for pair, numbers in found:
+        cells = (_against(numbers[n], *heads[n][1:]) for n in kept)
+        lines.append(Line(f"{pair.better.name} against {pair.worse.name}", "", tuple(cells)))
+    return Table(tuple(heads[n][0] for n in kept), (Section("", tuple(lines)),))
+
+
+def _against(compared: Compared | None, scale: float, decimals: int) -> Cell:
+    """``0.030 : 0.090``, in bold if the first is better; ``≈`` between what is tied."""
+    if compared is None:
+        return Cell()
+    one, other = (f"{scale * value:.{decimals}f}" for value in compared[:2])
+    return Cell(f"{one} {':' if compared.sign else '≈'} {other}", best=compared.sign > 0)
 
 
 def class_table(report: Report) -> Table | None:

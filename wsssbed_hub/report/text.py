@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING
 
 from wsssbed_hub.report.data import Report
-from wsssbed_hub.report.finding import find
-from wsssbed_hub.report.table import Cell, Column, results_table
+from wsssbed_hub.report.pairs import find
+from wsssbed_hub.report.table import NOTHING, Cell, Column, Table, pairs_table, results_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -34,6 +35,7 @@ class TerminalTable:
 
     def __init__(self, report: Report) -> None:
         self._finding = find(report.rows)
+        self._pairs = pairs_table(report, self._finding)
         self._results = results_table(report)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -52,8 +54,8 @@ class TerminalTable:
                 yield Text(f"{number:>{len(str(len(names)))}}  {name}")
             yield ""
         yield Text(self._finding.sentence, style="bold")
-        for detail in self._finding.details:
-            yield Text(detail)
+        yield from map(Text, _pair_lines(self._pairs))
+        yield from map(Text, self._finding.remarks)
 
     def _names(self) -> list[str]:
         """Of each row, with its activation map where there are several."""
@@ -117,7 +119,8 @@ def markdown(report: Report) -> str:
     """
     finding, results = find(report.rows), results_table(report)
     lines = [f"**{plain(finding.sentence)}**", ""]
-    lines += [line for detail in finding.details for line in (plain(detail), "")]
+    said = (*_pair_lines(pairs_table(report, finding)), *finding.remarks)
+    lines += [line for text in said for line in (plain(text), "")]
     heads = (f"{c.group}: {c.head}{_mark(c.mark)}" for c in results.columns)
     lines.append("| Saliency map | " + " | ".join(heads) + " |")
     lines.append("| :-- |" + " --: |" * len(results.columns))
@@ -129,6 +132,19 @@ def markdown(report: Report) -> str:
     lines.append("")
     lines += [f"{_mark(letter)} {plain(text)}<br>" for letter, text in results.notes]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _pair_lines(pairs: Table | None) -> Iterator[str]:
+    """A line for each pair: what is of the better saliency map, then that of the other."""
+    for line in pairs.sections[0].lines if pairs else ():
+        parts = [
+            f"{column.group.lower()} " * (column.group != "Saliency")
+            + f"{column.title} {cell}"
+            + f" {column.unit}" * bool(column.unit)
+            for column, cell in zip(pairs.columns if pairs else (), line.cells, strict=True)
+            if cell.text != NOTHING
+        ]
+        yield f"{line.name}: {'; '.join(parts)}."
 
 
 def _markdown_cell(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""What a report says about better saliency: from the numbers, for every state they can be in."""
+"""Pairs of saliency maps, and the verdict on them: for every state that the numbers can be in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import BAD, GOOD, basis, labels, network, quality, row
 
-from wsssbed_hub.report import Row, SaliencyScore, find
+from wsssbed_hub.report import Report, Row, SaliencyScore, find
+from wsssbed_hub.report.table import pairs_table
 
 
 def pair(fixed: tuple, best: tuple, seg: tuple, errors: tuple = (0.004, 0.004)) -> list[Row]:
@@ -26,57 +27,72 @@ def test_better_everywhere():
     finding = find(pair((0.68, 0.61), (0.70, 0.66), (0.61, 0.57)))
     assert finding.verdict == "yes"
     assert finding.sentence == (
-        "Better saliency gave better labels and better segmentation in this run."
+        "Better saliency gave better labels at the published tau, better labels at the best tau "
+        "and better segmentation."
     )
-    assert finding.details == (
-        "a against b: MAE 0.030 against 0.090; max F 0.930 against 0.800; S-measure 0.910 against "
-        "0.780; label mIoU at the published tau 68.0 against 61.0 %; label mIoU at the best tau "
-        "70.0 against 66.0 %; segmentation mIoU 61.0 against 57.0 %.",
-    )
+    assert [(one.better.name, one.worse.name) for one in finding.pairs] == [("a", "b")]
+    assert finding.remarks == ()
 
 
 @pytest.mark.parametrize(
-    ("fixed", "best", "seg", "verdict", "said"),
+    ("fixed", "best", "seg", "verdict", "signs"),
     [
-        ((0.6, 0.7), (0.6, 0.7), (0.5, 0.6), "no", "worse labels and worse segmentation"),
-        ((0.6, 0.6), (0.7, 0.7), (0.5, 0.6), "no", "equally good labels and worse segmentation"),
-        ((0.7, 0.6), (0.7, 0.6), (0.5, 0.6), "in part", "better labels but worse segmentation"),
-        ((0.6, 0.7), (0.6, 0.7), (0.6, 0.5), "in part", "worse labels but better segmentation"),
-        (
-            (0.7, 0.6),
-            (0.6, 0.7),
-            (0.6, 0.5),
-            "in part",
-            "better labels at the published tau and worse ones at the best but better segmentation",
-        ),
+        ((0.6, 0.7), (0.6, 0.7), (0.5, 0.6), "no", (-1, -1, -1)),
+        ((0.6, 0.6), (0.7, 0.7), (0.5, 0.6), "no", (0, 0, -1)),
+        ((0.7, 0.6), (0.7, 0.6), (0.5, 0.6), "in part", (1, 1, -1)),
+        ((0.6, 0.7), (0.6, 0.7), (0.6, 0.5), "in part", (-1, -1, 1)),
+        ((0.7, 0.6), (0.6, 0.7), (0.6, 0.5), "in part", (1, -1, 1)),
         # 0.6 points are within two standard errors of the difference, 2 x 0.57 points
-        (
-            (0.7, 0.6),
-            (0.7, 0.6),
-            (0.606, 0.6),
-            "in part",
-            "better labels but no clearly different segmentation",
-        ),
+        ((0.7, 0.6), (0.7, 0.6), (0.606, 0.6), "in part", (1, 1, 0)),
     ],
 )
-def test_one_pair(fixed, best, seg, verdict, said):
+def test_one_pair(fixed, best, seg, verdict, signs):
     finding = find(pair(fixed, best, seg))
     assert finding.verdict == verdict
-    assert finding.sentence == f"Better saliency gave {said} in this run."
+    (one,) = finding.pairs
+    assert one.outcomes == tuple(
+        (*numbers, sign) for numbers, sign in zip((fixed, best, seg), signs, strict=True)
+    )
+    words = [("equally good", "better", "worse")[sign] for sign in signs]
+    assert finding.sentence == (
+        f"Better saliency gave {words[0]} labels at the published tau, {words[1]} labels at the "
+        f"best tau and {words[2]} segmentation."
+    )
+
+
+def test_the_table_of_pairs():
+    rows = pair((0.68, 0.61), (0.66, 0.66), (None, 0.57))
+    report = Report(title="T", target="t", rows=rows)
+    table = pairs_table(report, find(rows))
+    assert table is not None
+    assert [f"{column.group}: {column.title}" for column in table.columns] == [
+        *("Saliency: MAE", "Saliency: max F", "Saliency: S"),
+        *("Labels, published tau: mIoU", "Labels, best tau: mIoU"),
+    ]
+    (line,) = table.sections[0].lines
+    assert line.name == "a against b"
+    assert [(cell.text, cell.best) for cell in line.cells] == [
+        ("0.030 : 0.090", True),
+        ("0.930 : 0.800", True),
+        ("0.910 : 0.780", True),
+        ("68.0 : 61.0", True),
+        ("66.0 ≈ 66.0", False),
+    ]
+    assert pairs_table(report, find(rows[:1])) is None
 
 
 def test_what_prints_the_same_is_tied():
     """Labels of 0.6999 and 0.7001 are both 70.0 %."""
     finding = find(pair((0.7001, 0.6999), (0.7001, 0.6999), (0.7, 0.6)))
-    assert "equally good labels" in finding.sentence
+    assert [one.sign for one in finding.pairs[0].outcomes[:2]] == [0, 0]
 
 
 def test_two_standard_errors_are_the_limit():
     error = 0.01 / 2**0.5  # of each, so that of the difference it is 0.01
     just_tied = find(pair((0.7, 0.6), (0.7, 0.6), (0.62, 0.6001), (error, error)))
     just_better = find(pair((0.7, 0.6), (0.7, 0.6), (0.6202, 0.6), (error, error)))
-    assert "no clearly different segmentation" in just_tied.sentence
-    assert any("two standard errors" in detail for detail in just_tied.details)
+    assert just_tied.pairs[0].outcomes[-1].sign == 0
+    assert any("two standard errors" in remark for remark in just_tied.remarks)
     assert just_better.verdict == "yes"
 
 
@@ -87,22 +103,16 @@ def test_two_standard_errors_are_the_limit():
             (0.7, 0.6),
             (0.7, 0.6),
             (None, 0.6),
-            "Better saliency gave better labels in this run. There are no segmentation results to "
-            "compare.",
+            "Better saliency gave better labels at the published tau and better labels at the best "
+            "tau. There are no segmentation results to compare.",
         ),
-        (
-            (None, None),
-            (None, 0.5),
-            (0.7, 0.6),
-            "Better saliency gave better segmentation in this run. There are no label results to "
-            "compare.",
-        ),
+        ((None, None), (None, 0.5), (0.7, 0.6), "Better saliency gave better segmentation."),
         (
             (None, None),
             (0.7, 0.6),
             (None, None),
-            "Better saliency gave better labels at the best tau in this run. There are no "
-            "segmentation results to compare.",
+            "Better saliency gave better labels at the best tau. There are no segmentation results "
+            "to compare.",
         ),
     ],
 )
@@ -137,8 +147,8 @@ def test_without_a_published_tau_the_best_is_enough():
 def test_saliency_maps_without_an_order(other, why):
     finding = find([row("a", GOOD, 0.7, 0.7), row("b", other, 0.6, 0.6)])
     assert finding.verdict == "cannot tell"
-    assert len(finding.details) == 1
-    assert why in finding.details[0]
+    assert len(finding.remarks) == 1
+    assert why in finding.remarks[0]
 
 
 def test_one_measure_is_enough_and_lower_mae_is_better():
@@ -148,8 +158,8 @@ def test_one_measure_is_enough_and_lower_mae_is_better():
             row("b", quality(0.05, None, None), 0.7, 0.7),
         ]
     )
-    assert finding.sentence.startswith("Better saliency gave better labels in this run.")
-    assert finding.details[0].startswith("b against a: MAE 0.050 against 0.100;")
+    (one,) = finding.pairs
+    assert (one.better.name, one.saliency) == ("b", ((0.05, 0.1, 1), None, None))
 
 
 @pytest.mark.parametrize(
@@ -173,10 +183,8 @@ def test_labels_of_other_images_are_not_compared():
     rows[1] = rows[1].model_copy(update={"best": elsewhere})
     finding = find(rows)
     assert finding.sentence == (
-        "Better saliency gave better labels at the published tau and better segmentation in this "
-        "run."
+        "Better saliency gave better labels at the published tau and better segmentation."
     )
-    assert "best tau" not in finding.details[0]
 
 
 def test_networks_trained_at_different_kinds_of_tau_are_not_compared():
@@ -196,21 +204,21 @@ def test_several_pairs_are_counted():
     finding = find(rows)
     assert finding.verdict == "in part"
     assert finding.sentence == (
-        "Better saliency gave better labels at the published tau in 3 of 3 comparisons, better "
-        "labels at the best tau in 2 of 3 comparisons and better segmentation in 2 of 3 "
-        "comparisons (1 too close to tell)."
+        "Better saliency gave better labels at the published tau in 3 of 3 pairs, better labels "
+        "at the best tau in 2 of 3 pairs and better segmentation in 2 of 3 pairs (1 too close to "
+        "tell)."
     )
 
 
 def test_doubt_if_ignoring_turns_the_order():
     rows = pair((0.7, 0.6), (0.7, 0.6), (0.7, 0.6))
     rows[1] = rows[1].model_copy(update={"best": labels(0.6, labelled=0.9)})
-    assert any("turns around" in detail for detail in find(rows).details)
+    assert any("turns around" in remark for remark in find(rows).remarks)
 
 
 def test_doubt_about_a_single_seed():
     finding = find(pair((0.7, 0.6), (0.7, 0.6), (0.7, 0.6), (None, None)))
-    assert any("one seed" in detail for detail in finding.details)
+    assert any("one seed" in remark for remark in finding.remarks)
 
 
 def test_a_given_tau_is_called_so():
@@ -243,7 +251,7 @@ def test_reasons_are_given_once_and_not_without_end():
         for cam in ("cam/cam", "cam/drs")
         for name in "abcd"
     ]
-    details = find(rows).details
+    details = find(rows).remarks
     assert len(details) == 6  # of the six pairs of four maps
-    more = find([*rows, row("e", quality(0.1, 0.5, 0.5), 0.7, 0.7)]).details
+    more = find([*rows, row("e", quality(0.1, 0.5, 0.5), 0.7, 0.7)]).remarks
     assert more[-1] == "Nor are 4 more pairs."
