@@ -25,6 +25,7 @@ the same as punishing the others.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,8 +149,7 @@ def _refine(maps: Tensor, image: Tensor | np.ndarray, settings: CrfSettings) -> 
     together = _images_at_once(batch, maps.device)
     fixed = []
     if settings.gaussian_weight:
-        lattice = gaussian_lattice(settings, height, width, maps.device, together)
-        fixed.append(_normalised(lattice, settings.gaussian_weight))
+        fixed.append(_gaussian_term(settings, height, width, maps.device, together))
     results = []
     for start in range(0, batch, together):
         part = slice(start, start + together)
@@ -172,9 +172,9 @@ def _mean_field(logits: Tensor, terms: Sequence[Lattice], iterations: int) -> Te
     """Marginals [P, C] from -U [P, C]; the terms' filters are normalised and weighted."""
     marginals = _softmax(logits)
     for _ in range(iterations):
-        total = logits.clone()
+        total = logits
         for term in terms:
-            total += term.filter(marginals)
+            total = total + term.filter(marginals)
         marginals = _softmax(total)
     return marginals
 
@@ -203,19 +203,34 @@ def gaussian_lattice(
     return build_lattice(places.repeat(1, batch), batch)
 
 
+@functools.lru_cache(maxsize=2)  # images lying and standing; some 20 MB each at 375x500
+def _gaussian_term(
+    settings: CrfSettings, height: int, width: int, device: torch.device, batch: int
+) -> Lattice:
+    lattice = gaussian_lattice(settings, height, width, device, batch)
+    return _normalised(lattice, settings.gaussian_weight)
+
+
 def bilateral_lattice(settings: CrfSettings, images: Tensor) -> Lattice:
     """The filter of the bilateral term, K_b(v), for uint8[B, H, W, 3] RGB."""
     batch, height, width, _ = images.shape
     places = _places(height, width, settings.bilateral_xy, images.device)
-    colours = images.reshape(-1, 3).t().float() / settings.bilateral_rgb
+    colours = _divided(images.reshape(-1, 3).t().float(), settings.bilateral_rgb)
     return build_lattice(torch.cat([places.repeat(1, batch), colours]), batch)
 
 
 def _places(height: int, width: int, deviation: float, device: torch.device) -> Tensor:
     """float32[2, H * W]: x and y of the pixels, row by row, in deviations."""
-    y = torch.arange(height, dtype=torch.float32, device=device) / deviation
-    x = torch.arange(width, dtype=torch.float32, device=device) / deviation
+    y, x = (
+        _divided(torch.arange(side, dtype=torch.float32, device=device), deviation)
+        for side in (height, width)
+    )
     return torch.stack([x.repeat(height), y.repeat_interleave(width)])
+
+
+def _divided(values: Tensor, by: float) -> Tensor:
+    """Rounded correctly on every device; by a Python number CUDA multiplies by the reciprocal."""
+    return values / values.new_tensor(by)
 
 
 def _normalised(lattice: Lattice, weight: float) -> Lattice:

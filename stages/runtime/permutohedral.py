@@ -18,6 +18,11 @@ that sum to a given value normalises with K(1).
 Every step is a sparse matrix in rows, applied by ``embedding_bag``: each output row sums its own
 entries in a fixed order, so there are no atomic additions, and the same input gives the same
 bytes on CPU (whatever the number of threads) and on CUDA.
+
+The lattice itself is the same bit for bit on every device: whether a vertex exists hangs on the
+last bit of a coordinate, and a mean field of ten iterations makes a percent of it. So all that
+leads to it are single operations that IEEE 754 rounds correctly: no division by a Python number
+(CUDA multiplies by the reciprocal), no ``alpha`` (fused or not, as the device likes).
 """
 
 from __future__ import annotations
@@ -48,28 +53,46 @@ class Rows(NamedTuple):
         columns, offsets, weights = self
         return torch.embedding_bag(values, columns, offsets, False, 0, False, weights, True)[0]
 
+    def split(self, longest: int) -> list[Rows]:
+        """The same as a product of matrices, the first to apply first, without longer rows."""
+        counts = self.offsets.diff()
+        if int(counts.amax()) <= longest:
+            return [self]
+        pieces = (counts + (longest - 1)) // longest
+        firsts = torch.cat([pieces.new_zeros(1), pieces.cumsum(0, dtype=pieces.dtype)])
+        row = torch.arange(len(counts), device=counts.device).repeat_interleave(pieces.long())
+        piece = torch.arange(len(row), device=counts.device, dtype=pieces.dtype)
+        starts = self.offsets[row] + (piece - firsts[row]) * longest
+        into = self._replace(offsets=torch.cat([starts, self.offsets[-1:]]))
+        return [
+            into,
+            *Rows(piece, firsts, torch.ones_like(piece, dtype=torch.float32)).split(longest),
+        ]
+
 
 @dataclass(frozen=True)
 class Lattice:
-    """The filter for one set of points, as the product of sparse matrices."""
+    """The filter for one set of points, as the product of sparse matrices.
 
-    splat: Rows  # vertices from points
+    Behind the vertices' rows there is one of zeros, the neighbour of those that have none.
+    """
+
+    splat: tuple[Rows, ...]  # vertices from points; more than one where rows were split
     blur: tuple[Rows, ...]  # vertices from vertices, once per axis
     slicing: Rows  # points from vertices, "slice" in the paper
 
     def filter(self, values: Tensor) -> Tensor:
         """K(v), column by column: contiguous float32[P, C] to float32[P, C]."""
-        values = self.splat.times(values)
-        for axis in self.blur:
-            values = axis.times(values)
-        return self.slicing.times(values)
+        for rows in (*self.splat, *self.blur, self.slicing):
+            values = rows.times(values)
+        return values
 
     def scaled(self, before: Tensor, after: Tensor) -> Lattice:
         """The filter v -> after * K(before * v), with factors float32[P] per point."""
-        splat, slicing = self.splat, self.slicing
+        (splat, *sums), slicing = self.splat, self.slicing
         entries = slicing.weights.view(after.numel(), -1) * after[:, None]
         return Lattice(
-            splat._replace(weights=splat.weights * before.index_select(0, splat.columns)),
+            (splat._replace(weights=splat.weights * before.index_select(0, splat.columns)), *sums),
             self.blur,
             slicing._replace(weights=entries.flatten()),
         )
@@ -94,7 +117,7 @@ def build_lattice(features: Tensor, groups: int = 1) -> Lattice:
     points = features.shape[1]
     splat = Rows(
         order.int() % points,
-        torch.cat([starts, starts.new_tensor([corners])]).int(),
+        torch.cat([starts, starts.new_tensor([corners, corners])]).int(),
         simplices.weights.flatten().index_select(0, order),
     )
     number = torch.empty_like(numbers).scatter_(0, order, numbers).view(vertices, points)
@@ -104,7 +127,14 @@ def build_lattice(features: Tensor, groups: int = 1) -> Lattice:
         _regular_offsets(points, vertices, keys.device),
         (simplices.weights * height).t().reshape(-1),
     )
-    return Lattice(splat, tuple(_blur(keys, moves)), slicing)
+    splats = splat.split(_longest_row(features.device))
+    return Lattice(tuple(splats), tuple(_blur(keys, moves)), slicing)
+
+
+def _longest_row(device: torch.device) -> int:
+    """Entries that are added up one after the other. In a flat image thousands of pixels touch one
+    vertex; a GPU would wait for that row, a processor has other rows to go on with."""
+    return 2**31 if device.type == "cpu" else 32
 
 
 def _regular_offsets(rows: int, entries: int, device: torch.device) -> Tensor:
@@ -130,7 +160,8 @@ def _enclosing_simplices(features: Tensor) -> _Simplices:
             "the features of a lattice must be finite and within about "
             f"{_FARTHEST // n} deviations: choose larger standard deviations"
         )
-    cells = torch.round(elevated / n)
+    size = elevated.new_tensor(n)
+    cells = torch.round(elevated / size)
     rest = elevated - cells * n
     # int8: a byte per comparison; the largest number here is 2 d.
     rank = torch.zeros(rest.shape, dtype=torch.int8, device=rest.device)
@@ -148,7 +179,7 @@ def _enclosing_simplices(features: Tensor) -> _Simplices:
     cells += wrap
     rest -= wrap * float(n)
     position = (n - 1 - rank).long()
-    descending = torch.empty_like(rest).scatter_(0, position, rest / n)
+    descending = torch.empty_like(rest).scatter_(0, position, rest / size)
     weights = torch.empty_like(rest)
     torch.sub(descending[1:], descending[:-1], out=weights[1:])
     weights[0] = descending[0] + 1 - descending[-1]
@@ -164,7 +195,7 @@ def _elevate(features: Tensor) -> Tensor:
     total = features.new_zeros(points)
     for j in range(d, 0, -1):
         scaled = features[j - 1] * (n * math.sqrt(2 / 3) / math.sqrt(j * (j + 1)))
-        torch.sub(total, scaled, alpha=j, out=elevated[j])
+        torch.sub(total, scaled * j, out=elevated[j])
         total += scaled
     elevated[0] = total
     return elevated
@@ -212,29 +243,24 @@ def _vertex_codes(simplices: _Simplices, groups: int) -> tuple[Tensor, _Moves]:
 
 
 def _blur(keys: Tensor, moves: _Moves) -> list[Rows]:
-    """new = old + (one neighbour + the other) / 2 along each axis, for vertices in code order.
-
-    A missing neighbour is an entry of weight zero that points to the vertex itself.
-    """
+    """new = old + (one neighbour + the other) / 2 along each axis, for vertices in code order."""
     n, count = len(moves.strides), keys.numel()
     corner_zero = int(torch.searchsorted(keys, moves.block))
     moved = keys - moves.block
     moved[:corner_zero] += n * moves.block - sum(moves.strides)
-    own = torch.arange(count, dtype=torch.int32, device=keys.device)
-    ones = torch.ones(count, device=keys.device)
-    offsets = _regular_offsets(count, 3, keys.device)
+    own = torch.arange(count + 1, dtype=torch.int32, device=keys.device)
+    offsets = _regular_offsets(count + 1, 3, keys.device)
+    weights = torch.tensor([1, 0.5, 0.5], device=keys.device).repeat(count + 1)
     axes = []
     for stride in moves.strides:
         wanted = moved + stride
-        place = torch.searchsorted(keys, wanted, out_int32=True).clamp_(max=count - 1)
-        found = keys.index_select(0, place) == wanted
-        down = torch.where(found, place, own)
+        place = torch.searchsorted(keys, wanted, out_int32=True)
+        found = keys.index_select(0, place.clamp(max=count - 1)) == wanted
         # A vertex is its lower neighbour's upper neighbour.
         above = found.nonzero().flatten()
-        below = place.index_select(0, above).long()
-        up = own.clone().scatter_(0, below, above.int())
-        columns = torch.stack([own, down, up], 1).flatten()
-        has_up = torch.zeros_like(ones).index_fill_(0, below, 0.5)
-        weights = torch.stack([ones, found * 0.5, has_up], 1).flatten()
-        axes.append(Rows(columns, offsets, weights))
+        below = place.index_select(0, above)
+        down, up = torch.full((2, count + 1), count, dtype=torch.int32, device=keys.device)
+        torch.where(found, place, down[:count], out=down[:count])
+        up.scatter_(0, below.long(), above.int())
+        axes.append(Rows(torch.stack([own, down, up], 1).flatten(), offsets, weights))
     return axes

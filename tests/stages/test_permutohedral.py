@@ -7,10 +7,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from closeness import assert_close_in_norm
+from closeness import FLOAT32, assert_close_in_norm
+from other_device import OtherDevice
 from torch import Tensor
 
-from stages.runtime.permutohedral import build_lattice
+from stages.runtime import permutohedral
+from stages.runtime.permutohedral import Rows, build_lattice
 from wsssbed_hub.utils.errors import HubError
 
 pytestmark = pytest.mark.numerical
@@ -68,6 +70,61 @@ def test_lattice_equals_one_made_point_by_point(dimensions: int) -> None:
     filtered = build_lattice(torch.from_numpy(features)).filter(torch.from_numpy(values))
     # float32 against float64: some eighty additions, each with an error of 6e-8.
     assert_close_in_norm(filtered, expected, 1e-5)
+
+
+@pytest.mark.parametrize("longest", [2, 7])
+def test_rows_that_are_split_have_the_same_sums(longest: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    counts = torch.tensor([0, 1, 50, 0, 7, 2, 8, 0])
+    offsets = torch.cat([torch.zeros(1), counts.cumsum(0)]).int()
+    columns = torch.randint(0, 9, (68,), generator=generator).int()
+    rows = Rows(columns, offsets, torch.rand(68, generator=generator))
+    values = torch.rand(9, 3, generator=generator)
+    found, parts = values, rows.split(longest)
+    for part in parts:
+        assert part.offsets.diff().max() <= longest
+        found = part.times(found)
+    assert len(parts) > 1
+    assert_close_in_norm(found, rows.times(values), FLOAT32)
+    assert rows.split(50) == [rows]
+
+
+def test_a_lattice_with_split_rows_is_the_same_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(3, 400, generator=torch.Generator().manual_seed(2)) * 0.3
+    values = torch.rand(400, 2, generator=torch.Generator().manual_seed(3))
+    before, after = torch.rand(2, 400, generator=torch.Generator().manual_seed(4))
+    expected = build_lattice(features).scaled(before, after).filter(values)
+    monkeypatch.setattr(permutohedral, "_longest_row", lambda device: 8)  # as on a GPU
+    split = build_lattice(features).scaled(before, after)
+    assert len(split.splat) > 1
+    assert_close_in_norm(split.filter(values), expected, FLOAT32)
+
+
+@pytest.mark.parametrize("deviation", [0.3, 30.0])
+def test_a_lattice_is_the_same_to_the_bit_on_a_device_that_rounds_otherwise(
+    deviation: float,
+) -> None:
+    """Multiples of a small step, as pixels have them: many lie exactly between vertices."""
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randint(0, 256, (5, 3000), generator=generator) / 255 * deviation
+    here = build_lattice(features)
+    with OtherDevice() as device:
+        there = build_lattice(features)
+    assert device.seen > 100
+    for mine, theirs in zip(
+        (*here.splat, *here.blur, here.slicing),
+        (*there.splat, *there.blur, there.slicing),
+        strict=True,
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_the_other_device_does_round_otherwise() -> None:
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(6))
+    with OtherDevice():
+        divided, added = x / 3, torch.sub(x, x * 0.3, alpha=7)
+    assert not torch.equal(divided, x / 3)
+    assert not torch.equal(added, x - x * 0.3 * 7)
 
 
 def test_groups_of_the_same_points_do_not_mix() -> None:
