@@ -1,8 +1,9 @@
 """Which stages there are: the tree of files is the list of them.
 
 A folder of ``stages/`` with method files is a family, and ``stages/sod/poolnet.py`` is the stage
-``sod-poolnet``; a folder without is a stage itself (``pseudo``). Files whose names begin with an
-underscore are no methods.
+``sod-poolnet``; a folder without is a stage itself (``pseudo``), and so is one with a method of its
+own name (``ssnet``), to which all its files belong. Files whose names begin with an underscore are
+no methods.
 """
 
 from __future__ import annotations
@@ -38,10 +39,7 @@ class Stage:
         return " ".join(text.split("\n\n")[0].split()).removesuffix(".")
 
     def load(self) -> tuple[ModuleType, Any]:
-        """The family's module and the class ``Method``.
-
-        A stage without method files may have one too, in the family's module; else it is None.
-        """
+        """The family's module and the class ``Method``, None for a stage without a method."""
         family = import_module(self.family)
         return family, getattr(import_module(self.module), "Method", None)
 
@@ -55,6 +53,10 @@ def all_stages(root: Path = ROOT) -> dict[str, Stage]:
             continue
         family = f"stages.{folder.name}"
         methods = sorted(p for p in folder.glob("*.py") if not p.name.startswith("_"))
+        own = folder / f"{folder.name}.py"
+        if own in methods:
+            found[folder.name] = Stage(folder.name, family, own, f"{family}.{folder.name}")
+            continue
         for path in methods:
             name = f"{folder.name}-{path.stem}".replace("_", "-")
             found[name] = Stage(name, family, path, f"{family}.{path.stem}")

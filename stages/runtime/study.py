@@ -1,46 +1,37 @@
-"""Studies: several trainings of one command, over seeds and over whatever a method compares, each
-measured once; means over the seeds, and what manifests state of them.
+"""Studies: several trainings of one command, over seeds and over whatever a method compares.
 
-A seed is None where weights were given and nothing was trained.
+Each training is done once and measured once, whatever asks for it; each artifact is written once.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stages.runtime import distributed
-from stages.runtime.artifacts import SELECTION, Artifact
-from stages.runtime.method import Image, Method
+from stages.runtime.artifacts import SELECTION, Artifact, write_artifact
+from stages.runtime.measuring import Benchmark, Score, Seed
+from stages.runtime.method import Method
 from stages.runtime.options import TrainOptions
-from stages.runtime.progress import progress, say
+from stages.runtime.progress import say
 from stages.runtime.provenance import provenance
 from stages.runtime.session import Session
 from stages.runtime.training import Trained, trained_network
-from wsssbed_hub.artifacts.digests import list_digest
-from wsssbed_hub.artifacts.manifest import Ingredient, Provenance, Result
+from wsssbed_hub.artifacts.manifest import Ingredient, Provenance
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import Target
-from wsssbed_hub.evaluation.metrics import SegmentationMetrics
+from wsssbed_hub.registry.open_artifact import Activations, Maps, open_artifact
 from wsssbed_hub.utils.errors import UsageError
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 
-VAL = "val"
-Seed = int | None
-Spread = dict[str, float | None]
-"""``mean`` and ``standard_error``."""
-Score = dict[str, Any]
-"""Measures by name, as JSON."""
+Produce = Callable[[Trained, str], "np.ndarray | Activations"]
+"""Makes the maps of an image, by its id, with a trained network."""
 
 
 def seeds_of(seeds: str | None, options: TrainOptions) -> list[Seed]:
@@ -72,28 +63,51 @@ class Training:
     settings: Mapping[str, Any]
     """All that the training depends on."""
     seed: Seed
+    ingredients: Sequence[Ingredient] = ()
+    """What it is trained on, for the provenance; not the initial weights."""
 
 
 @dataclass(frozen=True)
 class Measured:
     """What is kept of a trained network while the next one is trained."""
 
+    training: Training
     weights: dict[str, np.ndarray]
     made_from: list[Ingredient]
-    score: Score
-
-    @classmethod
-    def of(cls, trained: Trained, score: Score) -> Measured:
-        weights = {k: v.cpu().numpy() for k, v in trained.network.state_dict().items()}
-        return cls(weights, trained.made_from, score)
+    scores: dict[str, Score]
+    """By the name of the benchmark."""
 
 
 class Study:
-    """The trainings of one command; each is done once, and measured once, whatever asks for it."""
+    """The trainings of one command, and the artifacts that come of them.
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    Artifacts are described without their seed: of several seeds each has its own, ``…-seed0``.
+    """
+
+    def __init__(self, session: Session, seeds: Sequence[Seed]) -> None:
+        self.session, self.seeds = session, list(seeds)
         self._begun: set[Path] = set()
+        self._trained: set[Path] = set()  # by this command
+        self._finished: set[str] = set()  # artifacts, by an earlier command
+        self._maps: dict[Path, tuple[Maps, list[Ingredient]]] = {}
+
+    def of_seed(self, artifact: Artifact, seed: Seed) -> Artifact:
+        """The artifact that is made with one of the seeds."""
+        several = len(self.seeds) > 1
+        return replace(artifact, key=f"{artifact.key}-seed{seed}") if several else artifact
+
+    def is_finished(self, artifacts: Mapping[Seed, Iterable[Artifact]]) -> bool:
+        """Whether an earlier command made all of these, which are given by seed; those that it
+        made are not written again.
+
+        Raises HubError as ``Artifact.is_there`` does.
+        """
+        there = {}
+        for seed, of_seed in artifacts.items():
+            for artifact in (self.of_seed(one, seed) for one in of_seed):
+                there[artifact.key] = artifact.is_there()
+        self._finished |= {key for key, is_there in there.items() if is_there}
+        return all(there.values())
 
     def train(self, training: Training) -> Trained:
         """The network of a training, trained now if it is not yet.
@@ -103,7 +117,7 @@ class Study:
         """
         again = training.folder in self._begun
         self._begun.add(training.folder)
-        return trained_network(
+        trained = trained_network(
             self.session.resuming() if again else self.session,
             training.make,
             training.data,
@@ -111,51 +125,102 @@ class Study:
             settings=training.settings,
             seed=training.seed or 0,
         )
+        if trained.now:
+            self._trained.add(training.folder)
+        return replace(trained, now=training.folder in self._trained)
 
-    def score(
-        self,
-        training: Training,
-        trained: Trained,
-        name: str,
-        of: Mapping[str, Any],
-        measure: Callable[[], Score],
-    ) -> Score:
-        """The score that the training's folder has under ``name``, else that of ``measure``.
+    def measure(
+        self, training: Training, trained: Trained, benchmarks: Iterable[Benchmark], who: str = ""
+    ) -> Measured:
+        """Scores of a network, which people know as ``who`` and by its seed.
 
-        ``of`` is what it depends on beside the weights. All processes call this.
+        The training's folder keeps them; those that it has are not measured again.
         """
+        seed = "" if training.seed is None else f"seed {training.seed}"
+        who = ", ".join(filter(None, (who, seed))) or "these weights"
+        scores = {}
+        for one in benchmarks:
+            scores[one.name] = self._score(training, trained, one)
+            say(f"{who}: {one.words([scores[one.name]])}")
+        weights = {k: v.cpu().numpy() for k, v in trained.network.state_dict().items()}
+        return Measured(training, weights, trained.made_from, scores)
+
+    def _score(self, training: Training, trained: Trained, benchmark: Benchmark) -> Score:
         path = training.folder / "score.json"
-        of = {"weights": trained.made_from[-1].digest, **of}
-        known = distributed.on_main(lambda: read_json(path).get(name))
+        of = {"weights": trained.made_from[-1].digest, **benchmark.depends_on}
+        known = distributed.on_main(lambda: read_json(path).get(benchmark.name))
         if isinstance(known, dict) and known.get("of") == of:
             return known["score"]
-        score = measure()
-        entry = {name: {"of": of, "score": score}}
+        score = benchmark.measure(trained)
+        entry = {benchmark.name: {"of": of, "score": score}}
         distributed.on_main(lambda: write_json(path, read_json(path) | entry))
         return score
 
-    def provenance(self, made_from: Sequence[Ingredient], seed: Seed) -> Provenance:
-        """Of what a network of this study makes."""
-        return provenance(
-            self.session.stage,
-            self.session.environment,
-            made_from,
-            seed=seed,
-            selection=None if seed is None else SELECTION,
-        )
+    def maps(self, training: Training, artifact: Artifact, kind: str, produce: Produce) -> Maps:
+        """The maps that others are trained on: made once, and kept in the training's folder.
+
+        ``artifact`` describes them; it is written by ``publish`` alone.
+        """
+        return self._kept(training, artifact, kind, produce)[0]
+
+    def publish(self, training: Training, artifact: Artifact, kind: str, produce: Produce) -> Maps:
+        """``maps``, which are copied into the artifact unless that is finished."""
+        maps, made_from = self._kept(training, artifact, kind, produce)
+        artifact = self.of_seed(artifact, training.seed)
+        if artifact.key not in self._finished:
+            artifact.discard_unfinished()  # what is there may come of another training
+            write_artifact(artifact, kind, maps.read, partial(self._made, training, made_from))
+        return maps
+
+    def _kept(
+        self, training: Training, artifact: Artifact, kind: str, produce: Produce
+    ) -> tuple[Maps, list[Ingredient]]:
+        """The maps, and what this command makes them from: their own manifest names a command that
+        may have left no artifact."""
+        if training.folder not in self._maps:
+            trained = self.train(training)
+            options = replace(artifact.options, out=training.folder, version="1.0.0", fresh=False)
+            kept = replace(artifact, options=options)
+            if not kept.is_there():
+                made = partial(self._made, training, trained.made_from)
+                write_artifact(kept, kind, partial(produce, trained), made)
+            maps = open_artifact(kept.folder, options.target, kind=kind)
+            self._maps[training.folder] = (maps, trained.made_from)
+        return self._maps[training.folder]
+
+    def write_maps(
+        self,
+        training: Training,
+        trained: Trained,
+        artifact: Artifact,
+        kind: str,
+        produce: Produce,
+        more: Sequence[Ingredient] = (),
+    ) -> None:
+        """Write the maps that come of a trained network, unless they are finished.
+
+        ``more`` are ingredients beside those of the training.
+        """
+        artifact = self.of_seed(artifact, training.seed)
+        if artifact.key in self._finished:
+            return
+        if trained.now or self.session.options.fresh:
+            artifact.discard_unfinished()
+        made = partial(self._made, training, trained.made_from, more)
+        write_artifact(artifact, kind, partial(produce, trained), made)
 
     def write_weights(
         self,
-        artifact: Artifact,
-        measured: Measured,
-        provenance: Provenance,
-        results: Sequence[Result],
+        artifact: Callable[[Seed], Artifact],
+        measured: Mapping[Seed, Measured],
+        benchmarks: Sequence[Benchmark],
         target: Target,
         **config: Any,
     ) -> None:
-        """Write the weights with what they are worth; by the first process.
+        """Write the weights of each seed with what they are worth, unless they are finished.
 
-        ``config`` goes into ``config.json``, beside stage, recipe, target and classes.
+        ``config`` goes into ``config.json``, beside stage, recipe, target and classes. Several
+        seeds make several artifacts, which all state the mean and its standard error.
         """
         config = {
             "stage": self.session.stage,
@@ -164,169 +229,48 @@ class Study:
             "target": target.name,
             "classes": ["background", *target.classes],
         }
+        initial, lists = self.session.initial_names, [one.images for one in benchmarks]
 
-        def write() -> None:
-            written = write_weights(
-                artifact.folder, measured.weights, config, settings=artifact.settings
-            )
-            artifact.complete(written, provenance, results)
+        def write(to: Artifact, one: Measured) -> None:
+            written = write_weights(to.folder, one.weights, config, settings=to.settings)
+            results = [
+                result
+                for benchmark in benchmarks
+                for result in benchmark.results(
+                    scores_of(benchmark, measured), one.training.seed, initial
+                )
+            ]
+            to.complete(written, self._made(one.training, one.made_from, lists), results)
 
-        distributed.on_main(write)
-        say(f"{artifact.key}@{artifact.options.version}: in {artifact.folder}")
+        for seed, one in measured.items():
+            to = self.of_seed(artifact(seed), seed)
+            if to.key not in self._finished:
+                distributed.on_main(partial(write, to, one))
+                say(f"{to.key}@{to.options.version}: in {to.folder}")
+
+    def _made(
+        self,
+        training: Training,
+        made_from: Sequence[Ingredient],
+        more: Sequence[Ingredient] = (),
+    ) -> Provenance:
+        return provenance(
+            self.session.stage,
+            self.session.environment,
+            [*made_from, *training.ingredients, *more],
+            seed=training.seed,
+            selection=None if training.seed is None else SELECTION,
+        )
+
+
+def scores_of(benchmark: Benchmark, measured: Mapping[Seed, Measured]) -> dict[Seed, Score]:
+    """What the networks of all seeds are worth there."""
+    return {seed: one.scores[benchmark.name] for seed, one in measured.items()}
 
 
 def folder_of(root: Path, seed: Seed) -> Path:
     """Folder of what belongs to a seed, or to weights that were given."""
     return root / ("given" if seed is None else f"seed{seed}")
-
-
-Predicted = tuple[np.ndarray, Callable[[], np.ndarray] | None]
-"""The label uint8[H, W] of an image, and what makes a refined one of it, in a thread."""
-
-
-def measure_segmentation(
-    target: Target,
-    image_ids: Sequence[str],
-    predict: Callable[[Image], Predicted],
-    device: torch.device,
-    *,
-    title: str = "measuring mIoU",
-    refines: bool = False,
-    threads: int = 1,
-) -> Score:
-    """The scores over images of val (see ``SegmentationMetrics.as_dict``), by all processes.
-
-    If ``predict`` ``refines``, a field ``crf`` holds the same scores of
-    what came of it. That is made on the CPU, by so many ``threads`` of each process, while the
-    network goes on.
-    """
-    raw, refined = (SegmentationMetrics(target.num_classes) for _ in range(2))
-    truth = target.ground_truth(VAL)
-    share = image_ids[distributed.rank() :: distributed.size()]
-    waiting: deque[tuple[str, np.ndarray, Future[np.ndarray]]] = deque()
-
-    def collect() -> None:
-        image_id, expected, label = waiting.popleft()
-        refined.add(label.result(), expected, image_id)
-
-    with progress(title, len(share), "image") as show, _single_threads(threads) as pool:
-        for image_id in share:
-            rgb, expected = target.read_image(image_id), np.asarray(truth.read(image_id))
-            with torch.inference_mode():
-                label, refine = predict(Image(image_id, rgb))
-            raw.add(label, expected, image_id)
-            if refine is not None:
-                waiting.append((image_id, expected, pool.submit(refine)))
-            if len(waiting) > 2 * threads:  # more would only fill the memory
-                collect()
-            show(raw.images - len(waiting), "")
-        while waiting:
-            collect()
-            show(raw.images - len(waiting), "")
-    found = of_all_processes(raw, len(image_ids), device)
-    if refines:
-        found["crf"] = of_all_processes(refined, len(image_ids), device)
-    return found
-
-
-@contextmanager
-def _single_threads(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch takes one core: a CRF gains nothing from several."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # threads that start later take the number set last
-
-
-def of_all_processes(score: SegmentationMetrics, images: int, device: torch.device) -> Score:
-    """``score.as_dict()`` when every process has scored its share of ``images`` images."""
-    counts = torch.from_numpy(score.confusion).to(device)
-    score.confusion = distributed.all_sum(counts).cpu().numpy()
-    score.images = images
-    return score.as_dict()
-
-
-def mean_and_error(values: Iterable[float | None]) -> Spread:
-    """Mean and its standard error (of two values or more); None if any value is unknown."""
-    every = list(values)
-    known = [value for value in every if value is not None]
-    if not known or len(known) < len(every):
-        return {"mean": None, "standard_error": None}
-    error = statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else None
-    return {"mean": statistics.fmean(known), "standard_error": error}
-
-
-def in_words(found: Mapping[str, float | None], seeds: int) -> str:
-    """A mean and its standard error: ``0.5712 ± 0.0031 (3 seeds)``."""
-    error = found["standard_error"]
-    return f"{found['mean']:.4f}" + (f" ± {error:.4f} ({seeds} seeds)" if error is not None else "")
-
-
-def results(
-    metric: str,
-    values: Mapping[Seed, float | None],
-    seed: Seed,
-    image_ids: Sequence[str],
-    *,
-    split: str,
-    initial: str | None,
-    crf: bool = False,
-    note: str | None = None,
-    own: bool = True,
-) -> list[Result]:
-    """What the manifest of one seed's weights states of a metric, whose ``values`` are by seed.
-
-    The mean over all seeds, then, of several and if ``own``, the value of these weights alone.
-    Nothing if a value is unknown.
-    """
-    seeds = [number for number in values if number is not None]
-
-    def result(value: float, error: float | None, of: list[int], remark: str | None) -> Result:
-        return Result(
-            metric=metric,
-            value=value,
-            standard_error=error,
-            seeds=of,
-            images=len(image_ids),
-            image_list=list_digest(image_ids),
-            split=split,
-            crf=crf,
-            initial_weights=initial,
-            note=", ".join(filter(None, (remark, note))) or None,
-        )
-
-    found = mean_and_error(values.values())
-    mean, error = found["mean"], found["standard_error"]
-    if mean is None:
-        return []
-    several = len(seeds) > 1
-    stated = [result(mean, error, seeds, f"mean of {len(seeds)} seeds" if several else None)]
-    alone = values[seed]
-    if own and several and seed is not None and alone is not None:
-        stated.append(result(alone, None, [seed], "these weights alone"))
-    return stated
-
-
-def segmentation_results(
-    scores: Mapping[Seed, Score],
-    seed: Seed,
-    classes: Sequence[str],
-    image_ids: Sequence[str],
-    **how: Any,
-) -> list[Result]:
-    """What the manifest of one seed's weights states: mIoU and the IoU of each class, on val.
-
-    ``how`` goes to ``results``. A class that val has not is left out.
-    """
-    mious = {number: score["miou"] for number, score in scores.items()}
-    found = results("mIoU", mious, seed, image_ids, split=VAL, **how)
-    for place, name in enumerate(("background", *classes)):
-        values = {number: score["class_iou"][place] for number, score in scores.items()}
-        found += results(f"IoU {name}", values, seed, image_ids, split=VAL, own=False, **how)
-    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

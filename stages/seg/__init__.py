@@ -21,29 +21,24 @@ from stages.runtime.artifacts import (
     list_ingredient,
     open_maps,
 )
+from stages.runtime.measuring import VAL, Predicted, Score, Seed, Segmentation
 from stages.runtime.method import Image, Method, Phase
 from stages.runtime.options import WHERE, SeveralTrainings
 from stages.runtime.progress import progress, say
 from stages.runtime.session import Session, setup
 from stages.runtime.study import (
-    VAL,
     Measured,
-    Predicted,
-    Score,
-    Seed,
     Study,
     Training,
     folder_of,
-    in_words,
-    measure_segmentation,
+    scores_of,
     seeds_of,
-    segmentation_results,
     write_json,
 )
 from stages.runtime.training import Trained, locked
-from stages.seg._crf import CRFS, NO_CRF, Crf, decide, summary, with_crf
-from wsssbed_hub.artifacts.digests import content_digest, image_digest, list_digest
-from wsssbed_hub.artifacts.manifest import Ingredient, Result, TrainedOn
+from stages.seg._crf import CRFS, NO_CRF, Crf, decide, summary
+from wsssbed_hub.artifacts.digests import content_digest, image_digest
+from wsssbed_hub.artifacts.manifest import Ingredient, TrainedOn
 from wsssbed_hub.datasets import Target, open_target
 from wsssbed_hub.evaluation.curves import require_ids
 from wsssbed_hub.evaluation.labelling import ingredient
@@ -133,27 +128,16 @@ def run(stage: str, method: type[SegMethod], options: Options) -> None:
     session = setup(stage, method, options)
     request = _Request.understood(session, method, options)
     with locked(request.folder):
-        artifacts = {seed: request.artifact(seed) for seed in request.seeds}
-        if all([artifact.is_there() for artifact in artifacts.values()]):
+        study = Study(session, request.seeds)
+        if study.is_finished({seed: [request.artifact(seed)] for seed in request.seeds}):
             return
-        study = Study(session)
-        found = {seed: request.measured(study, seed) for seed in request.seeds}
-        scores = {seed: one.score for seed, one in found.items()}
-        mean = distributed.on_main(lambda: request.write_result(scores))
-        for seed, artifact in artifacts.items():
-            made_from = [*found[seed].made_from, *request.lists]
-            study.write_weights(
-                artifact,
-                found[seed],
-                study.provenance(made_from, seed),
-                request.stated(scores, seed),
-                request.data.target,
-            )
-        said = f"mIoU {in_words(mean['miou'], len(scores))}"
-        if request.crf is not None:
-            crf = in_words(mean["crf"]["miou"], len(scores))
-            said += f", {crf} with CRF {request.crf.preset}"
-        say(f"{said} on {request.data.target.name} {VAL}: {request.folder}")
+        measured = {seed: request.measured(study, seed) for seed in request.seeds}
+        scores = scores_of(request.benchmark, measured)
+        distributed.on_main(lambda: request.write_result(scores))
+        study.write_weights(
+            request.artifact, measured, [request.benchmark], request.benchmark.target
+        )
+        say(f"{request.benchmark.words(scores.values())}: {request.folder}")
 
 
 @dataclass(frozen=True)
@@ -163,16 +147,16 @@ class _Request:
     session: Session
     method: type[SegMethod]
     data: SegData
-    val: list[str]
+    benchmark: Segmentation
     name: str
     """Of the labels, in keys."""
-    lists: list[Ingredient]
-    """What the trainings see, and what they are measured on."""
+    ingredients: list[Ingredient]
+    """What the networks are trained on."""
     settings: dict[str, Any]
     """All that the trainings depend on."""
     seeds: list[Seed]
     crf: Crf | None
-    """Of the measurement."""
+    """With which it is measured too."""
 
     @classmethod
     def understood(cls, session: Session, method: type[SegMethod], options: Options) -> _Request:
@@ -189,19 +173,23 @@ class _Request:
             labels = open_maps(options.labels, target.name, "label")
         seeds = seeds_of(options.seeds, options)
         settings = session.settings | {"target": target.name, "limit": options.limit}
-        lists = [list_ingredient("val-list", f"{target.name} {VAL}", val)]
+        ingredients = []
         if options.weights is None:
             require_ids(ids, labels, "labels")
             used = _ground_truth(labels, ids, target) if truth else ingredient(labels)
-            lists = [
-                list_ingredient("training-list", f"{target.name} {target.training_split}", ids),
-                used,
-                *lists,
-            ]
-            settings |= {"labels": used.digest, "data_list": lists[0].digest}
+            seen = list_ingredient("training-list", f"{target.name} {target.training_split}", ids)
+            ingredients = [seen, used]
+            settings |= {"labels": used.digest, "data_list": seen.digest}
         name = GROUND_TRUTH if truth else artifact_name(labels)
         data = SegData(target, ids, labels)
-        return cls(session, method, data, val, name, lists, settings, seeds, crf)
+        benchmark = Segmentation(
+            target,
+            val,
+            partial(_predicted, crf=crf),
+            crf.preset if crf else None,
+            threads=max(1, session.train_config(0).workers),
+        )
+        return cls(session, method, data, benchmark, name, ingredients, settings, seeds, crf)
 
     @property
     def folder(self) -> Path:
@@ -219,10 +207,9 @@ class _Request:
 
     def artifact(self, seed: Seed) -> Artifact:
         """The weights that come of one seed."""
-        suffix = f"-seed{seed}" if len(self.seeds) > 1 else ""
         target = self.data.target
         return Artifact(
-            key=f"weights/{self.session.stage}-{self.name}{suffix}",
+            key=f"weights/{self.session.stage}-{self.name}",
             title=f"{self.method.card.name} trained on {self.name} labels of {target.name}",
             method=self.method.card,
             trained_on=self._trained_on(),
@@ -244,55 +231,27 @@ class _Request:
             self.data,
             self.settings | {"seed": seed},
             seed,
+            self.ingredients,
         )
         trained = study.train(training)
-        of = {"val_list": list_digest(self.val)} | self._measuring
-        score = study.score(training, trained, "segmentation", of, lambda: self._measure(trained))
-        refined = f", {score['crf']['miou']:.4f} with CRF" if self.crf else ""
-        who = "these weights" if seed is None else f"seed {seed}"
-        say(f"{who}: mIoU {score['miou']:.4f}{refined} over {len(self.val):,} images")
-        return Measured.of(trained, score)
+        return study.measure(training, trained, [self.benchmark])
 
-    def _measure(self, trained: Trained) -> Score:
-        crf = self.crf
-
-        def predict(image: Image) -> Predicted:
-            logits = trained.method.logits(trained.network, image)
-            refine = None if crf is None else partial(crf.labels, logits.cpu(), image.rgb)
-            return decide(logits), refine
-
-        return measure_segmentation(
-            self.data.target,
-            self.val,
-            predict,
-            self.session.device,
-            title="measuring mIoU" + (f" without and with CRF {crf.preset}" if crf else ""),
-            refines=crf is not None,
-            threads=max(1, self.session.train_config(0).workers),
-        )
-
-    def write_result(self, scores: Mapping[Seed, Score]) -> dict[str, Any]:
+    def write_result(self, scores: Mapping[Seed, Score]) -> None:
         """``result.json``: mean and standard error over the seeds, and each seed's own scores."""
         found = summary(scores, self.data.target.classes, self.crf)
         settings = self._all_settings
         known = {
             "settings": settings,
-            "images": len(self.val),
+            "images": len(self.benchmark.image_ids),
             "initial_weights": self.session.initial_names,
         }
         write_json(self.folder / "result.json", found | known)
-        return found
 
-    def stated(self, scores: Mapping[Seed, Score], seed: Seed) -> list[Result]:
-        """What the manifest of one seed's weights states, with the same again of a CRF's labels."""
-        of = (seed, self.data.target.classes, self.val)
-        found = segmentation_results(scores, *of, initial=self.session.initial_names)
-        if self.crf is not None:
-            note = f"CRF {self.crf.preset}"
-            found += segmentation_results(
-                with_crf(scores), *of, initial=self.session.initial_names, crf=True, note=note
-            )
-        return found
+
+def _predicted(trained: Trained, image: Image, *, crf: Crf | None) -> Predicted:
+    logits = trained.method.logits(trained.network, image)
+    refine = None if crf is None else partial(crf.labels, logits.cpu(), image.rgb)
+    return decide(logits), refine
 
 
 def _ground_truth(labels: Maps, ids: Sequence[str], target: Target) -> Ingredient:

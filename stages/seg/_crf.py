@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.runtime.densecrf import PRESETS, densecrf
-from stages.runtime.study import VAL, Seed, mean_and_error
+from stages.runtime.measuring import VAL, Seed, mean_and_error
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 NO_CRF = "none"

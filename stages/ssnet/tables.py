@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.runtime import distributed
-from stages.runtime.progress import say
-from stages.runtime.study import (
-    VAL,
-    Seed,
-    Spread,
-    mean_and_error,
-    read_json,
-    write_json,
-)
-from stages.ssnet._measure import (
-    CRF,
-    CRF_SETTINGS,
-    RAW,
-    Benchmark,
-    Score,
-    benchmarks_at_hand,
-    measure,
-)
-from stages.ssnet._ssnet import SETTINGS
-from stages.ssnet._training import MAIN, Study
-from wsssbed_hub.artifacts.digests import list_digest
+from stages.runtime.measuring import CRF, RAW, VAL, Score, Seed, Spread, mean_and_error
+from stages.runtime.study import read_json, write_json
+from stages.ssnet.ssnet import SETTINGS
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 
 # Zeng et al., ICCV 2019, with DenseNet-169: Table 5, mIoU in percent on VOC 2012 val …
@@ -52,79 +34,36 @@ PAPER_SALIENCY = (
     PaperRow("MM", RAW, 0.047, 0.912),
     PaperRow("MM", CRF, 0.045, 0.919),
 )
+IN_TABLE_6 = {row.setting for row in PAPER_SALIENCY}
 JSON, MARKDOWN = "tables.json", "tables.md"
 NOTHING = "–"
 
-Rows = list[list[str]]
+Scores = Mapping[Seed, Mapping[str, Score]]
+"""By seed and benchmark."""
 
 
-def make_tables(study: Study, seeds: Sequence[Seed]) -> None:
-    """Train and measure every setting with every seed; print the tables and write them.
-
-    They lie in the folder of the main setting's trainings, as ``tables.json`` and ``tables.md``.
-    No artifacts are written; trainings that are there are taken.
-    """
-    benchmarks = benchmarks_at_hand(study)
-    folder = study.root(SETTINGS[MAIN])
-    settings = _settings(study, seeds, benchmarks)
+def finished_tables(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The tables that an earlier command left in ``folder`` with the same settings."""
     known = distributed.on_main(lambda: read_json(folder / JSON))
-    finished = known.get("settings") == settings and not study.session.options.fresh
-    if finished:
-        tables = known
-        say(f"The tables are finished, in {folder}: nothing to do.")
-    else:
-        tables = {"settings": settings, **_measured(study, seeds, benchmarks)}
-        distributed.on_main(lambda: _write(folder, tables))
-    if distributed.is_main():
-        _show(tables)
-    if not finished:
-        say(f"{folder / MARKDOWN} and {folder / JSON}")
+    return known if known.get("settings") == json.loads(json.dumps(settings)) else None
 
 
-def _settings(
-    study: Study, seeds: Sequence[Seed], benchmarks: Sequence[Benchmark]
-) -> dict[str, Any]:
-    """All that the tables depend on, as JSON."""
-    trainings = {
-        key: value
-        for key, value in study.settings(SETTINGS[MAIN], seeds[0]).items()
-        if key not in ("setting", "seed")
-    }
-    settings = {
-        **trainings,
-        "device": study.session.device.type,
-        "processes": distributed.size(),
-        "seeds": list(seeds),
-        "sod_dataset": study.data,
-        "val": {"images": len(study.val_ids), "image_list": list_digest(study.val_ids)},
-        "benchmarks": {
-            b.name: {"images": len(b.image_ids), "image_list": list_digest(b.image_ids)}
-            for b in benchmarks
-        },
-        "saliency_crf": asdict(CRF_SETTINGS),
-    }
-    found: dict[str, Any] = json.loads(json.dumps(settings))  # as it comes back from its file
-    return found
+def tables_of(settings: Mapping[str, Any], scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """The tables as JSON, with means over the seeds.
 
-
-def _measured(
-    study: Study, seeds: Sequence[Seed], benchmarks: Sequence[Benchmark]
-) -> dict[str, Any]:
-    in_table_6 = {row.setting for row in PAPER_SALIENCY}
-    scores: dict[str, dict[Seed, Score]] = {name: {} for name in SETTINGS}
-    for seed in seeds:
-        for name, setting in SETTINGS.items():
-            trained = study.train(setting, seed)
-            wanted = benchmarks if name in in_table_6 else ()
-            scores[name][seed] = measure(study, setting, seed, trained, wanted)
-            del trained  # the next one needs the memory
+    ``settings`` are all that they depend on; ``scores`` are by setting.
+    """
+    rows6 = [
+        _table6_row(row, scores[row.setting], settings["benchmarks"]) for row in PAPER_SALIENCY
+    ]
     return {
+        "settings": settings,
         "table5": [_table5_row(name, scores[name], paper) for name, paper in PAPER_MIOU.items()],
-        "table6": [_table6_row(row, scores[row.setting], benchmarks) for row in PAPER_SALIENCY],
+        "table6": rows6,
     }
 
 
-def _table5_row(name: str, scores: Mapping[Seed, Score], paper: float) -> dict[str, Any]:
+def _table5_row(name: str, scores: Scores, paper: float) -> dict[str, Any]:
     values = {str(seed): score["segmentation"]["miou"] for seed, score in scores.items()}
     return {
         "setting": name,
@@ -133,13 +72,11 @@ def _table5_row(name: str, scores: Mapping[Seed, Score], paper: float) -> dict[s
     }
 
 
-def _table6_row(
-    row: PaperRow, scores: Mapping[Seed, Score], benchmarks: Sequence[Benchmark]
-) -> dict[str, Any]:
+def _table6_row(row: PaperRow, scores: Scores, benchmarks: Iterable[str]) -> dict[str, Any]:
     measured: dict[str, Any] = {}
-    for benchmark in benchmarks:
-        found = {str(s): score["saliency"][benchmark.name][row.kind] for s, score in scores.items()}
-        measured[benchmark.name] = {
+    for name in benchmarks:
+        found = {str(s): score[f"saliency {name}"][row.kind] for s, score in scores.items()}
+        measured[name] = {
             field: mean_and_error(one[field] for one in found.values())
             | {"seeds": {seed: one[field] for seed, one in found.items()}}
             for field in ("mae", "max_f")
@@ -152,11 +89,15 @@ def _table6_row(
     }
 
 
-def _write(folder: Path, tables: Mapping[str, Any]) -> None:
-    """The JSON comes last: what has it is finished."""
-    with expect_trouble(folder):
-        write_whole(folder / MARKDOWN, _markdown(tables).encode())
-    write_json(folder / JSON, tables)
+def write_tables(folder: Path, tables: Mapping[str, Any]) -> None:
+    """Keep them as ``tables.json`` and ``tables.md``; by the first process."""
+
+    def write() -> None:
+        with expect_trouble(folder):
+            write_whole(folder / MARKDOWN, _markdown(tables).encode())
+        write_json(folder / JSON, tables)  # last: what has it is finished
+
+    distributed.on_main(write)
 
 
 @dataclass(frozen=True)
@@ -165,7 +106,7 @@ class _Table:
 
     title: str
     head: list[str]
-    rows: Rows
+    rows: list[list[str]]
 
 
 def _tables(tables: Mapping[str, Any]) -> Iterator[_Table]:
@@ -229,7 +170,10 @@ def _markdown(tables: Mapping[str, Any]) -> str:
     return "\n\n".join(pieces) + "\n"
 
 
-def _show(tables: Mapping[str, Any]) -> None:
+def show_tables(tables: Mapping[str, Any]) -> None:
+    """Print them; by the first process."""
+    if not distributed.is_main():
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -36,27 +36,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backbones.dilated import STRIDE, DilatedName, timm_imagenet
-from stages.runtime.densecrf import PRESETS, CrfSettings, densecrf
+from stages.backbones.dilated import STRIDE, Dilated, DilatedName, timm_imagenet
+from stages.backbones.state import Rules, load_strictly
+from stages.runtime.densecrf import PRESETS, SSNET, CrfSettings, densecrf
 from stages.runtime.images import imagenet_rgb, resize_bicubic, resize_nearest, to_uint8
-from stages.runtime.method import Batch, Initial, Phase, Source
+from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.runtime.method import Method as BaseMethod
-from stages.ssnet._network import SMALLEST, Output, Softmax, SSNet
-from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
+from stages.runtime.ops import resize
+from stages.ssnet.samples import ClassImages, SaliencyImages, SsnetData, Views
 from wsssbed_hub.artifacts import manifest
-from wsssbed_hub.utils.errors import UsageError, did_you_mean
+from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
 
-__all__ = ["RECIPES", "SETTINGS", "Method", "Recipe", "Setting", "SsnetData"]
-
+Softmax = Literal["output", "eighth"]
 Over = Literal["sum", "mean"]
 Loss = Literal["class", "saliency", "segmentation"]  # equations 2, 3 and 4
+SMALLEST = 1e-7  # probabilities are cut here before their logarithm
+NEW_DEVIATION = 0.02  # of the weights of new layers, in the published code
+
+SALIENCY_CRF = SSNET
+"""Of the saliency maps; it is in neither paper nor code, and has the settings of the pseudo labels.
+"""
+
+PUBLISHED_NAMES: Rules = (
+    (r"^feature\.", "backbone."),
+    (r"^pred_seg\.", "head.branches."),
+    (r"^pred_sal\.", "aggregation.conv."),
+    (r"^upsample\.", "upsampling."),
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,29 @@ class Setting:
     """All with weight 1."""
     labels_from: str | None = None
     """The setting whose network makes the pseudo labels of the segmentation loss."""
+
+    @property
+    def learns_saliency(self) -> bool:
+        return "saliency" in self.losses
+
+    @property
+    def learns_segmentation(self) -> bool:
+        return bool({"class", "segmentation"} & {*self.losses})
+
+    @property
+    def base(self) -> Setting | None:
+        """The setting of ``labels_from``."""
+        return SETTINGS[self.labels_from] if self.labels_from else None
+
+    @property
+    def is_base(self) -> bool:
+        """Whether other settings are trained on its labels."""
+        return any(other.labels_from == self.name for other in SETTINGS.values())
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a SOD dataset takes part in the training, or in that of its labels."""
+        return self.learns_saliency or (self.base is not None and self.base.needs_masks)
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -143,6 +179,152 @@ RECIPES = {
         halve_every=150,
     ),
 }
+
+
+class SSNet1Head(nn.Module):
+    """Feature float[N, F, h, w] to logits float[N, C + 1, h, w]: a 1x1 convolution."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv = _new(nn.Conv2d(channels, classes + 1, 1))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.conv(feature)
+
+
+class SSNet2Head(nn.Module):
+    """The same from dilated 3x3 convolutions beside each other, whose outputs are summed."""
+
+    def __init__(self, channels: int, classes: int, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            _new(nn.Conv2d(channels, classes + 1, 3, 1, rate, rate)) for rate in rates
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return torch.stack([conv(feature) for conv in self.branches]).sum(0)
+
+
+class SaliencyAggregation(nn.Module):
+    """How salient each class is in the image: float[N, F, h, w] to v, float[N, C], 0..1.
+
+    One convolution over ``side`` x ``side`` places; a larger feature has its logits averaged over
+    the places where that fits, as in the published code.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, side: int, deviation: float = NEW_DEVIATION
+    ) -> None:
+        super().__init__()
+        self.conv = _new(nn.Conv2d(channels, classes, side), deviation)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.conv(feature).mean((2, 3)).float().sigmoid()
+
+
+class Upsampling(nn.ConvTranspose2d):
+    """Times 8 by a trained deconvolution with bias that begins as bilinear interpolation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 2 * STRIDE, STRIDE, STRIDE // 2)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(channels)[..., None, None] * bilinear_kernel(STRIDE))
+
+
+def bilinear_kernel(factor: int) -> Tensor:
+    """float32[2 factor, 2 factor], for an even factor: 1 - |k - centre| / factor, in both axes."""
+    profile = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
+    return profile[:, None] * profile
+
+
+def _new(conv: nn.Conv2d, deviation: float = NEW_DEVIATION) -> nn.Conv2d:
+    assert conv.bias is not None
+    nn.init.normal_(conv.weight, std=deviation)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class Output(NamedTuple):
+    """What SSNet gives, at the size of its input, in float32."""
+
+    probability: Tensor
+    """H, float[N, C + 1, S, S], background first; the sum over the channels is 1."""
+    log_probability: Tensor
+    """Its logarithm, without the rounding to 0."""
+    saliency: Tensor | None
+    """S, float[N, S, S], 0..1; None without saliency aggregation."""
+
+
+class SSNet(nn.Module):
+    """Images float[N, 3, S, S] (RGB, ImageNet mean and deviation) to ``Output``.
+
+    SSNet-1 or SSNet-2, as the setting says, for ``classes`` classes without the background. A
+    setting without the saliency loss has no saliency aggregation: those weights, 34 million of 48,
+    would stay as they were drawn.
+    """
+
+    def __init__(self, classes: int, recipe: Recipe, setting: Setting) -> None:
+        super().__init__()
+        self.backbone = Dilated(recipe.backbone)
+        channels = self.backbone.channels
+        self.head = (
+            SSNet1Head(channels, classes)
+            if setting.network == 1
+            else SSNet2Head(channels, classes, recipe.rates)
+        )
+        self.upsampling = Upsampling(classes + 1) if recipe.softmax == "output" else None
+        self.aggregation = None
+        if setting.learns_saliency:
+            side, deviation = recipe.size // STRIDE, recipe.aggregation_deviation
+            self.aggregation = SaliencyAggregation(channels, classes, side, deviation)
+
+    def forward(self, image: Tensor) -> Output:
+        feature = self.backbone(image)
+        logits = self.head(feature)
+        if self.upsampling is not None:
+            log_probability = self.upsampling(logits).float().log_softmax(1)
+            probability = log_probability.exp()
+        else:
+            probability = interpolated(logits.float().softmax(1))
+            log_probability = probability.clamp(min=SMALLEST).log()
+        saliency = None
+        if self.aggregation is not None:
+            saliency = aggregated(self.aggregation(feature), probability)
+        return Output(probability, log_probability, saliency)
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """The authors' checkpoint of the second network, for settings with SSNet-2 and saliency.
+
+        Left out: the saliency score of the background, which nothing uses, and a classifier that
+        the paper does not have. Raises HubError if the rest does not fit exactly.
+        """
+        names = {key.removeprefix("module."): key for key in state}
+        if "upsample.2.weight" in names:
+            raise HubError(
+                "This is the published network of stage 1, which is not the paper's SSNet-1: its "
+                "features have stride 16 and it adds logits of three depths. The published "
+                "checkpoint of stage 2 can be loaded (--setting MM)."
+            )
+        kept = {name: state[key] for name, key in names.items() if not name.startswith("cls_fc.")}
+        for name in ("pred_sal.weight", "pred_sal.bias"):
+            if name in kept:
+                kept[name] = kept[name][1:]
+        load_strictly(self, kept, "The SSNet checkpoint", PUBLISHED_NAMES)
+
+
+def interpolated(probability: Tensor) -> Tensor:
+    """float[N, C, h, w] to [N, C, 8 h, 8 w], bilinearly; sums over the channels stay."""
+    return resize(probability, scale_factor=STRIDE)
+
+
+def aggregated(scores: Tensor, probability: Tensor) -> Tensor:
+    """Equation 1, S: v, float[N, C], and H, float[N, C + 1, h, w], to float[N, h, w].
+
+    The background has no part in it.
+    """
+    return (scores[..., None, None] * probability[:, 1:]).sum(1)
 
 
 def class_loss(probability: Tensor, classes: Tensor, over: Over) -> Tensor:
@@ -225,7 +407,7 @@ class Method(BaseMethod):
         super().__init__(recipe, scratch)
         self.num_classes = num_classes
         self.setting = setting
-        two = "saliency" in setting.losses and len(setting.losses) == 2
+        two = setting.learns_saliency and setting.learns_segmentation
         if two and recipe.batch_size % 2:
             raise UsageError(
                 f"SSNet-{setting.name} takes half of each batch from the one set and half from "
@@ -234,16 +416,7 @@ class Method(BaseMethod):
         self._of_each = recipe.batch_size // 2 if two else recipe.batch_size
 
     def build(self) -> SSNet:
-        recipe = self.recipe
-        return SSNet(
-            self.num_classes,
-            recipe.backbone,
-            recipe.rates if self.setting.network == 2 else None,
-            recipe.size,
-            recipe.softmax,
-            aggregation="saliency" in self.setting.losses,
-            deviation=recipe.aggregation_deviation,
-        )
+        return SSNet(self.num_classes, self.recipe, self.setting)
 
     def timm_weights(self, name: str) -> Mapping[str, Tensor]:
         """torchvision's, which the published code starts from too."""
@@ -314,50 +487,48 @@ class Method(BaseMethod):
         assert output.saliency is not None
         return saliency_loss(output.saliency[part], batch["mask"], recipe.normalisation)
 
-    def probabilities(self, network: SSNet, rgb: np.ndarray) -> Tensor:
-        """H of one image uint8[H, W, 3], resized to the network's input: float32[C + 1, S, S]."""
-        return self._output(network, self._input(rgb)).probability[0]
+    def probabilities(self, network: SSNet, image: Image) -> Tensor:
+        """H of an image that is resized to the network's input: float32[C + 1, S, S]."""
+        return self._output(network, self._input(image.rgb)).probability[0]
 
-    def saliency(
-        self, network: SSNet, rgb: np.ndarray, crf: CrfSettings | None = None
-    ) -> np.ndarray:
-        """The saliency map uint8[H, W] of one image uint8[H, W, 3], refined with a CRF if given.
+    def saliency(self, network: SSNet, image: Image, crf: CrfSettings | None = None) -> np.ndarray:
+        """The saliency map uint8[H, W] of an image, refined with a CRF if one is given.
 
         Raises UsageError for a setting that is not trained with the saliency loss.
         """
-        return self.saliencies(network, rgb, [crf])[0]
+        return self.saliencies(network, image, {"": crf})[""]
 
     def saliencies(
-        self, network: SSNet, rgb: np.ndarray, crfs: Sequence[CrfSettings | None]
-    ) -> list[np.ndarray]:
-        """``saliency`` for each of several CRFs (None: without), from one pass of the network.
+        self, network: SSNet, image: Image, crfs: Mapping[str, CrfSettings | None]
+    ) -> dict[str, np.ndarray]:
+        """``saliency`` with each of several CRFs (None: without), from one pass of the network.
 
         A CRF works at the network's size, on S and 1 - S.
         """
-        small = self._input(rgb)
+        small = self._input(image.rgb)
         found = self._output(network, small).saliency
         if found is None:
             raise UsageError(f"SSNet-{self.setting.name} is trained without saliency.")
         two = torch.stack([1 - found[0], found[0]])
-        maps = [found[0] if crf is None else densecrf(two, small, crf)[1] for crf in crfs]
-        return [resize_nearest(to_uint8(one), *rgb.shape[:2]) for one in maps]
+        maps = {}
+        for name, crf in crfs.items():
+            refined = two if crf is None else densecrf(two, small, crf)
+            maps[name] = resize_nearest(to_uint8(refined[1]), *image.rgb.shape[:2])
+        return maps
 
-    def segmentation(self, network: SSNet, rgb: np.ndarray) -> np.ndarray:
-        """uint8[H, W] of one image uint8[H, W, 3]: the most probable of all C + 1."""
-        return _label(self.probabilities(network, rgb), rgb)
+    def segmentation(self, network: SSNet, image: Image) -> np.ndarray:
+        """The most probable of all C + 1 at every pixel of an image, uint8[H, W]."""
+        return _label(self.probabilities(network, image), image)
 
-    def pseudo_label(
-        self, network: SSNet, rgb: np.ndarray, class_ids: Sequence[int] | np.ndarray
-    ) -> np.ndarray:
-        """uint8[H, W] of one image uint8[H, W, 3]: 0 background, c + 1 for class c, no 255.
+    def pseudo_label(self, network: SSNet, image: Image) -> np.ndarray:
+        """uint8[H, W] of an image and its classes: 0 background, c + 1 for class c, no 255.
 
-        ``class_ids`` are those of the image-level label. Raises UsageError for a class that there
-        is not.
+        Raises UsageError for a class that there is not.
         """
-        small = self._input(rgb)
+        small = self._input(image.rgb)
         probability = self._output(network, small).probability[0]
         crf = PRESETS[self.recipe.crf]
-        return _label(pseudo_scores(probability, small, class_ids, crf), rgb)
+        return _label(pseudo_scores(probability, small, image.class_ids, crf), image)
 
     def _input(self, rgb: np.ndarray) -> np.ndarray:
         return resize_bicubic(rgb, self.recipe.size, self.recipe.size)
@@ -367,6 +538,7 @@ class Method(BaseMethod):
         return network(torch.from_numpy(imagenet_rgb(rgb))[None].to(device))
 
 
-def _label(scores: Tensor, rgb: np.ndarray) -> np.ndarray:
+def _label(scores: Tensor, image: Image) -> np.ndarray:
     """float[C + 1, S, S] to uint8[H, W]: the arg max, nearest to the image's size."""
-    return resize_nearest(scores.argmax(0).cpu().numpy().astype(np.uint8), *rgb.shape[:2])
+    label = scores.argmax(0).cpu().numpy().astype(np.uint8)
+    return resize_nearest(label, *image.rgb.shape[:2])
