@@ -1,9 +1,8 @@
 """Which stages there are: the tree of files is the list of them.
 
 A folder of ``stages/`` with method files is a family, and ``stages/sod/poolnet.py`` is the stage
-``sod-poolnet``; a folder without is a stage itself (``pseudo``), and so is one with a method of its
-own name (``ssnet``), to which all its files belong. Files whose names begin with an underscore are
-no methods.
+``sod-poolnet``; a folder without is a stage itself (``pseudo``), and so is one of a single method
+that fits no family (``ssnet``). Files whose names begin with an underscore are no methods.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 ROOT = Path(__file__).parents[1]
 _SHARED = {"runtime", "backbones"}
+_ALONE = {"ssnet"}  # folders of one method, in the file of that name; the other files are its parts
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def all_stages(root: Path = ROOT) -> dict[str, Stage]:
             continue
         family = f"stages.{folder.name}"
         methods = sorted(p for p in folder.glob("*.py") if not p.name.startswith("_"))
-        own = folder / f"{folder.name}.py"
-        if own in methods:
-            found[folder.name] = Stage(folder.name, family, own, f"{family}.{folder.name}")
+        if folder.name in _ALONE:
+            path = folder / f"{folder.name}.py"
+            found[folder.name] = Stage(folder.name, family, path, f"{family}.{folder.name}")
             continue
         for path in methods:
             name = f"{folder.name}-{path.stem}".replace("_", "-")

@@ -124,7 +124,7 @@ class TrainOptions(OutputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralTrainings(TrainOptions):
-    """For stages that measure what they train: ``measures.seeds_of`` reads ``seeds``."""
+    """For stages that measure what they train: ``study.seeds_of`` reads ``seeds``."""
 
     seeds: Annotated[
         str | None,

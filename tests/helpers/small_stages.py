@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from toy_methods import Recipe, ToyCam, ToyCamWithSaliency, ToySeg, ToySod
 
-from stages import ssnet
 from stages.__main__ import run_stage
 from stages.runtime.catalogue import Stage, all_stages
 from stages.runtime.method import Phase
+from stages.ssnet.ssnet import Method as SsnetMethod
 from wsssbed_hub.datasets import open_sod_dataset
 
 SEEN = "WSSSBED_TEST_SEEN"
@@ -102,7 +102,7 @@ class TracedSeg(ByEpochs, ToySeg):
     pass
 
 
-class TracedSsnet(Traced, ssnet.Method):
+class TracedSsnet(Traced, SsnetMethod):
     pass
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from stages import ssnet
 from stages.runtime.checkpoint import load_weights
-from stages.ssnet import Method
-from stages.ssnet._ssnet import RECIPES, SETTINGS
+from stages.ssnet.ssnet import RECIPES, SETTINGS, Method
 from wsssbed_hub.artifacts.key_folder import MANIFEST, read_manifest
 from wsssbed_hub.artifacts.manifest import Entry
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.runtime.determinism import reseed
-from stages.ssnet._network import SSNet
-from stages.ssnet._samples import SsnetData
-from stages.ssnet._ssnet import RECIPES, SETTINGS, Method, Recipe
+from stages.runtime.method import Image
+from stages.ssnet.samples import SsnetData
+from stages.ssnet.ssnet import RECIPES, SETTINGS, Method, Recipe, SSNet
 from wsssbed_hub.datasets import open_sod_dataset, open_target
 
 SMALL = replace(RECIPES["shapes"], size=64, batch_size=4)
@@ -54,8 +54,16 @@ def build(one: Method, seed: int = 0) -> SSNet:
     return one.build()
 
 
-def picture(height: int = 50, width: int = 70) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+def picture(height: int = 50, width: int = 70, classes: Sequence[int] = ()) -> Image:
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image("picture", rgb, np.array(classes, np.int64))
+
+
+def red_square(classes: Sequence[int] = ()) -> Image:
+    """On black."""
+    rgb = np.zeros((64, 64, 3), np.uint8)
+    rgb[16:48, 16:48] = (200, 40, 40)
+    return Image("red", rgb, np.array(classes, np.int64))
 
 
 class Fixed(nn.Module):

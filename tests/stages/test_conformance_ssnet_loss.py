@@ -20,8 +20,17 @@ from references import compared
 from torch import Tensor, nn
 
 from stages.runtime.method import Batch
-from stages.ssnet._network import Output, SSNet, Upsampling, bilinear_kernel, interpolated
-from stages.ssnet._ssnet import RECIPES, SETTINGS, Method, SsnetData
+from stages.ssnet.ssnet import (
+    RECIPES,
+    SETTINGS,
+    Method,
+    Output,
+    SSNet,
+    SsnetData,
+    Upsampling,
+    bilinear_kernel,
+    interpolated,
+)
 
 pytestmark = pytest.mark.numerical
 INPUTS, OUTPUTS = conformance.load("ssnet-loss")

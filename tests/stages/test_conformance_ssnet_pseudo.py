@@ -20,7 +20,8 @@ from torch import Tensor
 
 from stages.runtime.densecrf import PRESETS
 from stages.runtime.images import resize_nearest
-from stages.ssnet._ssnet import RECIPES, SETTINGS, Method, masked, pseudo_scores
+from stages.runtime.method import Image
+from stages.ssnet.ssnet import RECIPES, SETTINGS, Method, masked, pseudo_scores
 
 pytestmark = pytest.mark.numerical
 INPUTS, OUTPUTS = conformance.load("ssnet-pseudo")
@@ -64,7 +65,7 @@ def test_the_label_without_crf(image: str) -> None:
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_label_after_the_crf(image: str) -> None:
     probability, rgb, classes = of_case(image)
-    found = METHOD.pseudo_label(Fixed(probability), rgb, classes)  # type: ignore[arg-type]
+    found = METHOD.pseudo_label(Fixed(probability), Image(image, rgb, classes))  # type: ignore[arg-type]
     assert (found == OUTPUTS[f"{image}.paper.label"]).mean() >= 0.995
 
 

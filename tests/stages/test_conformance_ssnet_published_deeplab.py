@@ -21,8 +21,8 @@ from references import checkpoint, compared, outputs_of
 from torch import Tensor
 
 from stages.runtime.images import imagenet_rgb
-from stages.ssnet._network import SSNet
-from stages.ssnet._ssnet import RECIPES, SETTINGS, Method
+from stages.runtime.method import Image
+from stages.ssnet.ssnet import RECIPES, SETTINGS, Method, SSNet
 from wsssbed_hub.utils.errors import HubError
 
 pytestmark = pytest.mark.numerical
@@ -76,14 +76,14 @@ def test_everything_that_the_paper_has(found: dict[str, Tensor], name: str) -> N
 
 def test_the_class_of_every_pixel(network: SSNet) -> None:
     with torch.inference_mode():
-        label = method().segmentation(network, RGB)
+        label = method().segmentation(network, Image("case", RGB))
     np.testing.assert_array_equal(label[::4, ::4], OUTPUTS["label"][0])
 
 
 def test_the_probabilities_and_the_saliency_map_of_the_method(network: SSNet) -> None:
     with torch.inference_mode():
-        probability = method().probabilities(network, RGB)[None]
-        saliency = method().saliency(network, RGB)
+        probability = method().probabilities(network, Image("case", RGB))[None]
+        saliency = method().saliency(network, Image("case", RGB))
     assert_close_in_norm(probability[SAMPLED], OUTPUTS["probability"], FLOAT32)
     expected = OUTPUTS["saliency"][0] * 255
     # Rounded to 8 bits; the network adds its own 1e-4 of 255.

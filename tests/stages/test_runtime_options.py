@@ -118,23 +118,31 @@ def test_stages_are_found_in_the_tree(tmp_path: Path) -> None:
         "sod/_helper.py",
         "cam/l_2g.py",
         "one/__init__.py",
+        "cam/cam.py",
+        "ssnet/ssnet.py",
+        "ssnet/part.py",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('"""Title of it.\n\nMore."""\n')
-    for name in ("runtime/__init__.py", "runtime/x.py", "cam/__init__.py", "backbones/__init__.py"):
+    for name in (
+        *("runtime/__init__.py", "runtime/x.py", "backbones/__init__.py"),
+        *("cam/__init__.py", "ssnet/__init__.py"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     stages = all_stages(tmp_path)
-    assert list(stages) == ["cam-l-2g", "one", "sod-pfan"]
+    assert list(stages) == ["cam-cam", "cam-l-2g", "one", "sod-pfan", "ssnet"]
     assert stages["sod-pfan"].title == "Title of it"
     assert stages["sod-pfan"].module == "stages.sod.pfan"
     assert stages["one"].module == "stages.one"
+    alone = stages["ssnet"]
+    assert (alone.family, alone.module) == ("stages.ssnet", "stages.ssnet.ssnet")
+    assert alone.title == "Title of it"
 
 
-def test_a_stage_without_method_files_may_have_a_method() -> None:
+def test_a_method_is_found_with_its_family_or_as_a_stage_of_its_own() -> None:
     family, method = find_stage("ssnet").load()
-    assert method is family.Method
-    assert {"published", "shapes"} <= method.recipes.keys()
+    assert (family.__name__, method.__module__) == ("stages.ssnet", "stages.ssnet.ssnet")
     assert find_stage("pseudo").load()[1] is None
     assert find_stage("sod-poolnet").load()[1].__module__ == "stages.sod.poolnet"
 

@@ -17,16 +17,20 @@ from torch import nn
 
 from stages.runtime.checkpoint import save_weights
 from stages.runtime.determinism import generator
+from stages.runtime.method import Image
 from stages.runtime.options import TrainOptions
 from stages.runtime.session import setup
 from stages.runtime.trainer import TrainConfig, Trainer
-from stages.ssnet._network import SaliencyAggregation, SSNet, SSNet1Head, SSNet2Head
-from stages.ssnet._samples import SsnetData
-from stages.ssnet._ssnet import (
+from stages.ssnet.samples import SsnetData
+from stages.ssnet.ssnet import (
     RECIPES,
     SETTINGS,
     Method,
+    SaliencyAggregation,
     Setting,
+    SSNet,
+    SSNet1Head,
+    SSNet2Head,
     class_loss,
     masked,
     saliency_loss,
@@ -355,11 +359,11 @@ def test_two_images_of_each_set_can_be_overfitted(data: SsnetData, tmp_path: Pat
     with torch.inference_mode():
         for image_id in data.image_ids:
             truth = data.labels.read(image_id)  # type: ignore[union-attr]
-            rgb = data.target.read_image(image_id)
-            wrong.append((one.segmentation(network, rgb) != truth).mean())
+            image = Image(image_id, data.target.read_image(image_id))
+            wrong.append((one.segmentation(network, image) != truth).mean())
         assert data.sod is not None
         for image_id in data.sod.image_ids:
-            found = one.saliency(network, data.sod.read_image(image_id)) / 255
+            found = one.saliency(network, Image(image_id, data.sod.read_image(image_id))) / 255
             away.append(np.abs(found - data.sod.read_mask(image_id) / 255).mean())
     assert np.mean(wrong) < 0.1
     assert np.mean(away) < 0.1

@@ -16,7 +16,7 @@ from killing import deaths, exit_code, in_child
 from ssnet_bench import MADE, Bench
 
 from stages.runtime.errors import Interruption, signals_raise
-from stages.ssnet import Method
+from stages.ssnet.ssnet import Method
 
 
 def mortal(name: str, count: int, number: signal.Signals) -> type[Method]:

@@ -13,7 +13,7 @@ from ssnets import CLASSES, Labels, two_images
 
 from stages.runtime.determinism import generator
 from stages.runtime.images import MEAN_RGB, STD_RGB
-from stages.ssnet._samples import ClassImages, SaliencyImages, SsnetData, Views
+from stages.ssnet.samples import ClassImages, SaliencyImages, SsnetData, Views
 from wsssbed_hub.utils.errors import HubError
 
 

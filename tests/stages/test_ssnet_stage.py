@@ -14,6 +14,7 @@ from ssnet_bench import MADE, SMALL, Bench
 
 from stages.__main__ import main
 from stages.runtime.densecrf import SSNET
+from stages.runtime.method import Image
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 from wsssbed_hub.artifacts.manifest import Entry, Result
@@ -79,11 +80,12 @@ def test_the_maps_are_those_of_the_two_networks(mm: Bench) -> None:
     label, sal = (open_artifact(mm.out / key, "shapes") for key in MADE[:2])
     one, two = mm.network("M"), mm.network("MM")
     for image_id in target.image_ids("train_aug"):
-        rgb, classes = target.read_image(image_id), target.image_labels(image_id)
+        classes = target.image_labels(image_id)
+        image = Image(image_id, target.read_image(image_id), np.array(classes))
         found = np.asarray(label.read(image_id))
         assert {*np.unique(found)} <= {0, *(c + 1 for c in classes)}
-        np.testing.assert_array_equal(found, one[0].pseudo_label(one[1], rgb, classes))
-        np.testing.assert_array_equal(sal.read(image_id), two[0].saliency(two[1], rgb, None))
+        np.testing.assert_array_equal(found, one[0].pseudo_label(one[1], image))
+        np.testing.assert_array_equal(sal.read(image_id), two[0].saliency(two[1], image, None))
 
 
 def test_the_measures_are_those_of_the_network(mm: Bench) -> None:
@@ -96,7 +98,8 @@ def test_the_measures_are_those_of_the_network(mm: Bench) -> None:
     truth = target.ground_truth("val")
     score = SegmentationMetrics(6)
     for image_id in target.image_ids("val"):
-        predicted = method.segmentation(network, target.read_image(image_id))
+        image = Image(image_id, target.read_image(image_id))
+        predicted = method.segmentation(network, image)
         score.add(predicted, np.asarray(truth.read(image_id)), image_id)
     miou = result(entry, "mIoU")
     assert (miou.value, miou.images, miou.seeds) == (score.mean_iou(), 4, [0])
@@ -110,7 +113,8 @@ def test_the_measures_are_those_of_the_network(mm: Bench) -> None:
             self.crf = crf
 
         def read(self, image_id: str) -> np.ndarray:
-            return method.saliency(network, benchmark.read_image(image_id), self.crf)
+            image = Image(image_id, benchmark.read_image(image_id))
+            return method.saliency(network, image, self.crf)
 
     class Masks:
         image_ids, read = benchmark.image_ids, staticmethod(benchmark.read_mask)
@@ -187,6 +191,8 @@ def test_seeds_make_artifacts_each_and_the_mean(
     assert "(2 seeds) on shapes val" in capsys.readouterr().err
     assert copied.made() == {*MADE, *(f"{key}-seed{seed}" for key in MADE for seed in (0, 3))}
     assert copied.entry("sal/ssnet-shapes-seed0").content == copied.entry(MADE[1]).content
+    kept = {p.parent.name for p in copied.training("M", 0).glob("label/*/manifest.yaml")}
+    assert kept == {"ssnet-shapes"}  # those of the command before, which had one seed
     for metric, crf in (("mIoU", False), ("MAE", True)):
         values = []
         for seed in (0, 3):
@@ -214,7 +220,7 @@ def test_a_crf_refines_the_saliency_maps_unless_it_is_left_out(
     method, network = copied.network("MM")
     maps = open_artifact(copied.out / MADE[1], "shapes")  # the highest version
     for image_id in target.image_ids("train_aug")[:3]:
-        expected = method.saliency(network, target.read_image(image_id), SSNET)
+        expected = method.saliency(network, Image(image_id, target.read_image(image_id)), SSNET)
         np.testing.assert_array_equal(maps.read(image_id), expected)
 
 
