@@ -15,7 +15,7 @@ from wsssbed_hub.report import (
     LabelScore,
     OwnLabelScore,
     Report,
-    Row,
+    ResultRow,
     SaliencyScore,
     SegmentationScore,
     make_gallery,
@@ -128,9 +128,9 @@ def row(
     seg: SegmentationScore | None = None,
     *,
     cam: str = "cam/cam",
-) -> Row:
+) -> ResultRow:
     """A row of plain numbers; None leaves a score out."""
-    return Row(
+    return ResultRow(
         name=name,
         activations=cam,
         saliency=sal,
@@ -140,7 +140,7 @@ def row(
     )
 
 
-def own_labels(name: str, miou: float, coverage: float, seg: SegmentationScore | None) -> Row:
+def own_labels(name: str, miou: float, coverage: float, seg: SegmentationScore | None) -> ResultRow:
     """The row of labels that were made elsewhere; with 0.01 more where only labelled ones count."""
     score = OwnLabelScore(
         miou_ignored_missed=miou,
@@ -149,7 +149,7 @@ def own_labels(name: str, miou: float, coverage: float, seg: SegmentationScore |
         per_class=[0.9, None, miou],
         basis=basis("train"),
     )
-    return Row(name=name, role="labels", activations="cam/cam", own=score, segmentation=seg)
+    return ResultRow(name=name, role="labels", activations="cam/cam", own=score, segmentation=seg)
 
 
 GOOD, BAD = quality(0.03, 0.93, 0.91), quality(0.09, 0.80, 0.78)
@@ -201,7 +201,7 @@ def full_report(words: str = "words") -> Report:
         classes=[words + "a", words + "b"],
         rows=[
             *rows,
-            Row(name=words, role="ground truth", segmentation=network(0.76, 0.003, words)),
+            ResultRow(name=words, role="ground truth", segmentation=network(0.76, 0.003, words)),
         ],
         gallery=gallery.model_copy(update={"rows": named}),
         provenance=[node],

@@ -8,14 +8,14 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from reports import PUBLISHED, curve, full_report
 
-from wsssbed_hub.report import Row, render_html, row_of
+from wsssbed_hub.report import ResultRow, render_html, row_of
 from wsssbed_hub.report.diagram import BOTTOM, LEFT, RIGHT, TOP, draw
 from wsssbed_hub.report.plots import PANELS, by_activations
 
 SVG = re.compile(r'<svg role="img".*?</svg>', re.DOTALL)
 
 
-def rows() -> list[Row]:
+def rows() -> list[ResultRow]:
     return [
         row_of(name, curve(level), "train", activations="cam/cam", fixed=PUBLISHED)
         for name, level in (("a", 40), ("b", 100))

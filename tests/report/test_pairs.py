@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import BAD, GOOD, basis, labels, network, quality, row
 
-from wsssbed_hub.report import Report, Row, SaliencyScore, find
+from wsssbed_hub.report import Report, ResultRow, SaliencyScore, find
 from wsssbed_hub.report.table import pairs_table
 
 
-def pair(fixed: tuple, best: tuple, seg: tuple, errors: tuple = (0.004, 0.004)) -> list[Row]:
+def pair(fixed: tuple, best: tuple, seg: tuple, errors: tuple = (0.004, 0.004)) -> list[ResultRow]:
     """The row of the better saliency map, then that of the worse."""
     return [
         row(name, sal, f, b, None if s is None else network(s, e))

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from reports import PUBLISHED, curve, full_report
 
-from wsssbed_hub.report import Row, curves_png, row_of
+from wsssbed_hub.report import ResultRow, curves_png, row_of
 from wsssbed_hub.report.plots import COLOURS, PANELS, _draw, by_activations
 
 
-def rows(*names: str, cam: str = "cam/cam") -> list[Row]:
+def rows(*names: str, cam: str = "cam/cam") -> list[ResultRow]:
     return [
         row_of(name, curve(40 + 60 * i), "train", activations=cam, fixed=PUBLISHED)
         for i, name in enumerate(names)
@@ -51,9 +51,9 @@ def test_a_saliency_map_keeps_its_colour():
 
 
 def test_a_row_without_curve_is_not_drawn():
-    assert by_activations([Row(name="ground truth", role="ground truth")]) == {}
+    assert by_activations([ResultRow(name="ground truth", role="ground truth")]) == {}
     with pytest.raises(ValueError, match="no curves"):
-        curves_png([Row(name="ground truth", role="ground truth")])
+        curves_png([ResultRow(name="ground truth", role="ground truth")])
 
 
 def test_the_same_curves_give_the_same_bytes():

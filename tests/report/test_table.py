@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from reports import BAD, GOOD, basis, full_report, labels, network, own_labels, quality, row
 
-from wsssbed_hub.report import Report, Row
+from wsssbed_hub.report import Report, ResultRow
 from wsssbed_hub.report.table import NOTHING, Table, class_table, results_table
 
 
-def table_of(*rows: Row) -> Table:
+def table_of(*rows: ResultRow) -> Table:
     return results_table(Report(title="t", target="shapes", rows=list(rows)))
 
 
@@ -21,7 +21,9 @@ def test_best_of_each_column():
     table = table_of(
         row("a", GOOD, 0.68, 0.70, network(0.61, 0.004)),
         row("b", BAD, 0.69, 0.66, network(0.57, 0.004)),
-        Row(name="truth", role="ground truth", activations="cam/cam", segmentation=network(0.8)),
+        ResultRow(
+            name="truth", role="ground truth", activations="cam/cam", segmentation=network(0.8)
+        ),
     )
     mae = column(table, "Saliency", "MAE")
     assert [(cell.text, cell.best) for cell in mae] == [
@@ -93,7 +95,7 @@ def test_rows_stand_with_their_activation_maps():
         row("a", None, 0.7, cam="cam/cam"),
         row("b", None, 0.7, cam="cam/drs"),
         row("c", None, 0.7, cam="cam/cam"),
-        Row(name="truth", role="ground truth", segmentation=network(0.8)),
+        ResultRow(name="truth", role="ground truth", segmentation=network(0.8)),
     )
     found = [(s.heading, [line.name for line in s.lines]) for s in table.sections]
     assert found == [("cam/cam", ["a", "c"]), ("cam/drs", ["b"]), ("", ["truth"])]

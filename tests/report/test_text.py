@@ -8,7 +8,7 @@ import pytest
 from reports import BAD, GOOD, full_report, network, own_labels, row
 from rich.console import Console
 
-from wsssbed_hub.report import Report, Row, markdown, terminal_table
+from wsssbed_hub.report import Report, ResultRow, markdown, terminal_table
 
 
 def printed(report: Report, width: int) -> str:
@@ -25,7 +25,7 @@ def report() -> Report:
         rows=[
             row("sal/poolnet-shapes@1.0.0", GOOD, 0.681, 0.702, network(0.61, 0.004)),
             row("sal/poolnet-shapes-small@1.0.0", BAD, 0.61, 0.66, network(0.57, 0.004)),
-            Row(name="ground truth", role="ground truth", segmentation=network(0.8, 0.002)),
+            ResultRow(name="ground truth", role="ground truth", segmentation=network(0.8, 0.002)),
         ],
     )
 

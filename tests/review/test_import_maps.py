@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder
 from wsssbed_hub.artifacts.manifest import MethodCitation
+from wsssbed_hub.artifacts.png_layout import PngFolder
 from wsssbed_hub.cli import contribute
 from wsssbed_hub.datasets import TARGETS, make_shapes, open_target
 from wsssbed_hub.evaluation.inspect import Problem
@@ -291,7 +293,7 @@ def test_a_gallery_with_what_is_suspicious_first(tmp_path: Path, data: Path, the
     incoming.draw(tmp_path / "gallery.png", found)
     picture = sheet(tmp_path / "gallery.png")
     assert picture.shape[1] == 2 * 170 + 10
-    named = choose(incoming.maps, incoming.goal, found, 8)
+    named = choose(incoming.maps, incoming.expected, found, 8)
     assert named[0] == "b2"
     if there:  # else nobody can say that the size is wrong
         assert named[1] == "c3"
@@ -303,7 +305,7 @@ def test_a_gallery_with_what_is_suspicious_first(tmp_path: Path, data: Path, the
 def test_a_few_of_each_problem_come_before_many_of_one(tmp_path: Path, data: Path) -> None:
     incoming = Import(tinyvoc.unpacked(S, tmp_path / "given"), "sal/x", "shapes", data)
     found = [Problem("error", "a", tuple("pqrstu")), Problem("error", "b", ("v",))]
-    assert choose(incoming.maps, incoming.goal, found, 5) == ["p", "q", "r", "v", "a1"]
+    assert choose(incoming.maps, incoming.expected, found, 5) == ["p", "q", "r", "v", "a1"]
 
 
 def test_the_command_draws_the_gallery_also_with_errors(tmp_path: Path, data: Path) -> None:
@@ -374,3 +376,41 @@ def test_activation_maps_are_not_measured_alone(tmp_path: Path, data: Path) -> N
     given = tinyvoc.unpacked(S, tmp_path / "sal")
     with pytest.raises(HubError, match="shapes is not below"):
         Import(given, "sal/x", "shapes", tmp_path / "none").measure("train")
+
+
+@pytest.fixture
+def words(tmp_path: Path, data: Path) -> tuple[object, ...]:
+    """An import of good maps into ``tmp_path / "out"``."""
+    given = tinyvoc.unpacked(S, tmp_path / "maps")
+    asked = ("import", given, "sal/x-duts", "--target", "shapes", "--method", "X")
+    return (*asked, "--data-root", data, "--to", tmp_path / "out")
+
+
+def test_each_map_is_decoded_twice(
+    words: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be looked at, and to be written."""
+    read: list[str] = []
+    original = PngFolder.read
+
+    def counted(self: PngFolder, image_id: str) -> Any:
+        read.append(image_id)
+        return original(self, image_id)
+
+    monkeypatch.setattr(PngFolder, "read", counted)
+    assert run(*words).exit_code == 0
+    assert sorted(read) == sorted([*tinyvoc.IDS] * 2)
+
+
+def test_maps_that_change_meanwhile_are_an_error(
+    words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Import.write
+
+    def changed(self: Import, *arguments: Any, **more: Any) -> Any:
+        (tmp_path / "maps" / "a1.png").write_bytes(S["b2.png"])
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(Import, "write", changed)
+    assert "changed while it was imported" in str(run(*words).exception)
+    assert not list(tmp_path.rglob("manifest.yaml"))

@@ -92,8 +92,8 @@ def import_(
     if gallery is not None:
         incoming.draw(gallery, problems)
         note(f"thumbnails drawn in {gallery}")
-    if incoming.goal.target is None:
-        note(incoming.goal.shortfall(data_root))
+    if incoming.expected.target is None:
+        note(incoming.expected.shortfall(data_root))
     raise_errors(problems, path)
     if report_only:
         return

@@ -143,7 +143,7 @@ def show(
 
 
 def _narrow(manifest: Manifest, wanted: Key, target: str | None) -> Manifest:
-    """What of ``manifest`` is meant. Raises UsageError if that is nothing."""
+    """The part of ``manifest`` that is meant. Raises UsageError if that is nothing."""
     meant = [
         chosen
         for chosen in manifest.entries()

@@ -69,7 +69,7 @@ class Job:
 
     @property
     def program(self) -> list[str]:
-        """What replaces the image's entry point; empty if nothing does."""
+        """The words that replace the image's entry point; none if nothing does."""
         if self.processes == 1:
             return []
         return [

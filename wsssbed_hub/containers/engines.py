@@ -18,7 +18,7 @@ _CDI = (Path("/etc/cdi"), Path("/var/run/cdi"))
 STAGE_LABEL = "wsssbed.stage"
 
 
-class Image(NamedTuple):
+class LocalImage(NamedTuple):
     """An image that is here: a name that means exactly it, and what pins it."""
 
     reference: str
@@ -77,8 +77,8 @@ def caller(engine: str | None) -> tuple[int, int]:
     return (0, 0) if engine and rootless(engine) else (os.getuid(), os.getgid())
 
 
-def find_image(engine: str, reference: str) -> Image | None:
-    """What the engine has under a name, a digest or an id; None if it has nothing."""
+def find_image(engine: str, reference: str) -> LocalImage | None:
+    """The image that the engine has under a name, a digest or an id; None if it has none."""
     answer = _ask(engine, "image", "inspect", reference)
     if answer.returncode != 0:
         return None
@@ -90,16 +90,16 @@ def find_image(engine: str, reference: str) -> Image | None:
     elif engine == "podman" and without_tag(reference).startswith("localhost/"):
         same = []  # a digest of podman's own, of an image that was never in a registry
     if same:
-        return Image(same[0], same[0].partition("@")[2])
+        return LocalImage(same[0], same[0].partition("@")[2])
     digest = "sha256:" + str(found["Id"]).removeprefix("sha256:")
-    return Image(digest, digest)
+    return LocalImage(digest, digest)
 
 
 def _repository(image: str) -> str:
     return without_tag(image).removeprefix("docker.io/")
 
 
-def need_image(engine: str, reference: str) -> Image:
+def need_image(engine: str, reference: str) -> LocalImage:
     """As ``find_image``. Raises HubError for an image that is not here, naming what is."""
     found = find_image(engine, reference)
     if found is not None:

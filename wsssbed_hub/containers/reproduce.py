@@ -20,7 +20,7 @@ from wsssbed_hub.artifacts.stage_command import (
 )
 from wsssbed_hub.artifacts.weights import MODEL
 from wsssbed_hub.containers.command import without_tag
-from wsssbed_hub.containers.engines import Image, find_image, pull_image
+from wsssbed_hub.containers.engines import LocalImage, find_image, pull_image
 from wsssbed_hub.evaluation.differences import ArtifactDifference, compare_maps, compare_weights
 from wsssbed_hub.registry.base import Registry
 from wsssbed_hub.registry.pull import pull
@@ -43,7 +43,7 @@ class Published:
     provenance: Provenance
 
     def circumstances(self, *, gpus: bool) -> str:
-        """What of the machine may change a result."""
+        """The machine of then, and what of it may change a result here."""
         then = self.provenance.environment
         exactly = {True: "deterministic", False: "not deterministic", None: "determinism unknown"}
         where = f"on {then.gpu} (CUDA {then.cuda})" if then.gpu else "on a CPU"
@@ -74,7 +74,7 @@ def find_published(
     return Published(wanted.unversioned, folder, chosen, provenance)
 
 
-def locate_image(published: Published, engine: str, repository: str | None) -> Image:
+def locate_image(published: Published, engine: str, repository: str | None) -> LocalImage:
     """The very image that made the artifact, pulled if it is not here. Raises HubError if it is
     not to be had, or if the artifact was not made in an image."""
     made = published.provenance
@@ -150,7 +150,7 @@ def _file_in(inputs: Path | None, name: str, option: str) -> Path:
 
 
 def compare(published: Published, out: Path) -> ArtifactDifference:
-    """What was made below ``out`` against what was published.
+    """The artifact that was made below ``out`` against the published one.
 
     Raises HubError if nothing was made there.
     """

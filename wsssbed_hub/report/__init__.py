@@ -18,7 +18,7 @@ from wsssbed_hub.report.data import (
     LabelScore,
     OwnLabelScore,
     Report,
-    Row,
+    ResultRow,
     SaliencyScore,
     SegmentationScore,
 )
@@ -35,7 +35,7 @@ __all__ = [
     "Node",
     "OwnLabelScore",
     "Report",
-    "Row",
+    "ResultRow",
     "SaliencyScore",
     "SegmentationScore",
     "choose_images",

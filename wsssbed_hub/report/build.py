@@ -12,7 +12,7 @@ from wsssbed_hub.report.data import (
     Curve,
     LabelScore,
     OwnLabelScore,
-    Row,
+    ResultRow,
     SaliencyScore,
     SegmentationScore,
 )
@@ -73,7 +73,7 @@ def row_of(
     image_list: str | None = None,
     saliency: SaliencyScore | None = None,
     segmentation: SegmentationScore | None = None,
-) -> Row:
+) -> ResultRow:
     """The row of the labels from one saliency map (or, if the curve has none, from none).
 
     ``name`` is what the row is called, the saliency map's key as a rule; ``fixed`` the published
@@ -81,7 +81,7 @@ def row_of(
     Raises UsageError unless tau is in [0, 1], HubError if the curve saw no ground truth.
     """
     best = Threshold(tau=curve.best_tau(), origin="curve", split=split)
-    return Row(
+    return ResultRow(
         name=name,
         role="saliency" if curve.sal_threshold is not None else "no saliency",
         activations=activations,

@@ -25,7 +25,7 @@ from wsssbed_hub.report import (
     Node,
     OwnLabelScore,
     Report,
-    Row,
+    ResultRow,
     SaliencyScore,
     SegmentationScore,
     choose_images,
@@ -65,7 +65,7 @@ class Pair:
     def name(self) -> str:
         return "no saliency" if self.sal is None else self.sal.key or self.sal.name
 
-    def row(self, compared: Comparison, segmentation: SegmentationScore | None = None) -> Row:
+    def row(self, compared: Comparison, segmentation: SegmentationScore | None = None) -> ResultRow:
         """This pair as a row of the report."""
         cam = compared.cam
         return row_of(
@@ -209,7 +209,7 @@ def make_report(
     )
 
 
-def _rows(compared: Comparison, networks: Mapping[str, Network]) -> list[Row]:
+def _rows(compared: Comparison, networks: Mapping[str, Network]) -> list[ResultRow]:
     """One row for each saliency map, for labels made elsewhere, and for networks of neither."""
     left = dict(networks)
     digest = cache(_digest)
@@ -224,13 +224,13 @@ def _rows(compared: Comparison, networks: Mapping[str, Network]) -> list[Row]:
     activations = rows[0].activations
     for own in compared.labels:
         its = [name for name, one in left.items() if one.learnt(digest(own.maps))]
-        row = Row(name=own.name, role="labels", activations=activations, own=own.score)
+        row = ResultRow(name=own.name, role="labels", activations=activations, own=own.score)
         rows.append(_with(row, left.pop(its[0]) if its else None))
     for name, network in left.items():
         if network.on_truth:
-            row = Row(name="ground truth", role="ground truth", activations=activations)
+            row = ResultRow(name="ground truth", role="ground truth", activations=activations)
         elif network.label is None:
-            row = Row(name=network.name, role="network", activations=activations)
+            row = ResultRow(name=network.name, role="network", activations=activations)
         else:
             raise HubError(
                 f"{name} was trained on labels of none of these saliency maps, nor on any of "
@@ -245,12 +245,12 @@ def _digest(maps: Maps) -> str:
     return maps.content or maps.digest()
 
 
-def _with(row: Row, network: Network | None) -> Row:
+def _with(row: ResultRow, network: Network | None) -> ResultRow:
     return row.model_copy(update={"segmentation": network.score if network else None})
 
 
 def _settings(compared: Comparison, networks: Sequence[Network]) -> dict[str, str]:
-    """What was run, in words."""
+    """The settings of a comparison, in words."""
     first, split = compared.pairs[0], f"{compared.target.name} {compared.split}"
     saliency = first.curve.sal_threshold
     seeds = sorted({seed for network in networks for seed in network.score.seeds})
@@ -270,7 +270,7 @@ def _settings(compared: Comparison, networks: Sequence[Network]) -> dict[str, st
 
 
 def _trees(place: Registry, names: Sequence[str], target: str) -> list[Node]:
-    """What was made from what, of those artifacts whose manifests are in the registry."""
+    """The provenance of those artifacts whose manifests are in the registry."""
 
     def find(key: Key) -> Manifest | None:
         try:

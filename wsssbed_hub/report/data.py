@@ -1,4 +1,4 @@
-"""What a report says, as plain data: everything else in this package renders it.
+"""The contents of a report, as plain data: everything else in this package renders it.
 
 Ratios are fractions in [0, 1]; a number that is not known or not defined is None. Every text may
 come from a manifest or a file name of somebody else, so characters that steer a terminal or turn
@@ -22,7 +22,7 @@ Maybe = Share | None
 
 
 class Basis(Model):
-    """What a number was measured on. Only numbers with an equal basis are compared.
+    """The images and settings of a measurement. Only numbers with an equal basis are compared.
 
     ``details`` are further things that the number depends on (network, CRF, rule…), by name.
     """
@@ -83,7 +83,7 @@ class Curve(Model):
     coverage: list[Maybe]
 
 
-class Row(Model):
+class ResultRow(Model):
     """One line of the results: labels made from one saliency map, from none, made elsewhere (role
     ``labels``), or given by people; or a network that learnt without such labels.
 
@@ -164,7 +164,7 @@ class Report(Model):
     target: Printable
     settings: dict[Printable, Printable] = Field(default_factory=dict)
     classes: list[Printable] = Field(default_factory=list)
-    rows: list[Row] = Field(default_factory=list)
+    rows: list[ResultRow] = Field(default_factory=list)
     gallery: Gallery | None = None
     provenance: list[Node] = Field(default_factory=list)
     made_by: Printable = ""

@@ -21,7 +21,7 @@ class Tick(NamedTuple):
     text: str
 
 
-class Line(NamedTuple):
+class CurveLine(NamedTuple):
     """A curve: an SVG path, the CSS variable of its colour, its ``stroke-dasharray``."""
 
     path: str
@@ -45,7 +45,7 @@ class Diagram:
     title: str
     columns: tuple[Tick, ...]
     rows: tuple[Tick, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[CurveLine, ...]
     rules: tuple[float, ...]
     """Where the published or given taus are."""
     marks: tuple[Mark, ...]
@@ -61,7 +61,7 @@ def draw(series: Sequence[Series], panel: Panel) -> Diagram:
         tuple(Tick(_x(n / 5), f"{n / 5:g}") for n in range(6)),
         tuple(Tick(_y(value, top), str(value)) for value in range(0, int(top) + 1, step)),
         tuple(
-            Line(
+            CurveLine(
                 _path(item.curve.taus, getattr(item.curve, panel.field), top),
                 colour_of(item),
                 dashes_of(item),

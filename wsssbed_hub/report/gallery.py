@@ -15,7 +15,7 @@ from wsssbed_hub.utils.errors import HubError
 
 
 class Images(Protocol):
-    """What is needed of a target (see wsssbed_hub.datasets)."""
+    """The part of a target that is needed here (see wsssbed_hub.datasets)."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -24,7 +24,7 @@ class Images(Protocol):
 
 
 class Readable(Protocol):
-    """What is needed of maps (see wsssbed_hub.artifacts.maps): ``sal``, ``cam`` or ``label``."""
+    """The part of maps (``sal``, ``cam`` or ``label``) that is needed here."""
 
     @property
     def kind(self) -> str: ...
@@ -89,7 +89,7 @@ def make_gallery(
 def _draw(
     kind: str, found: Any, image: np.ndarray, classes: Sequence[str], name: str
 ) -> list[_Drawn]:
-    """What was read of one image: a saliency map, a label, or a heat map of each class."""
+    """Pictures of the maps of one image: a saliency map, a label, or a heat map of each class."""
     if found is None:
         return []
     if kind == "cam":

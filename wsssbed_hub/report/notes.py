@@ -9,7 +9,7 @@ from wsssbed_hub.report.data import (
     Basis,
     OwnLabelScore,
     Report,
-    Row,
+    ResultRow,
     SaliencyScore,
     SegmentationScore,
 )
@@ -55,7 +55,7 @@ class Notes:
             text = "Mean intersection over union" + _trained_on(self._rows)
         return self._mark(f"{text} {measured[0]}" if len(measured) == 1 else text)
 
-    def of_cell(self, part: str, row: Row) -> str:
+    def of_cell(self, part: str, row: ResultRow) -> str:
         """The mark at one number, empty where the group's note says it all."""
         if len(self._measured[GROUP_OF[part]]) == 1:
             return ""
@@ -94,7 +94,7 @@ def short_digest(digest: str) -> str:
     return f"{name}:{value[:12]}"
 
 
-def _trained_on(rows: Sequence[Row]) -> str:
+def _trained_on(rows: Sequence[ResultRow]) -> str:
     """On labels at which tau segmentation was trained, where that is known."""
     taus = {
         row.name: row.segmentation.threshold

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from wsssbed_hub.report.data import Row, SegmentationScore
+from wsssbed_hub.report.data import ResultRow, SegmentationScore
 
 Verdict = Literal["yes", "in part", "no", "cannot tell"]
 DECIMALS = 3  # of MAE, max F and S-measure, and of mIoU as a fraction: what the tables print
@@ -42,8 +42,8 @@ class Compared(NamedTuple):
 class MapPair(NamedTuple):
     """Two rows, the one with the better saliency map first, and what came of it."""
 
-    better: Row
-    worse: Row
+    better: ResultRow
+    worse: ResultRow
     saliency: tuple[Compared | None, ...]
     """As SALIENCY; None where a number is missing."""
     outcomes: tuple[Compared | None, ...]
@@ -60,7 +60,7 @@ class Finding:
     remarks: tuple[str, ...] = ()
 
 
-def find(rows: Sequence[Row]) -> Finding:
+def find(rows: Sequence[ResultRow]) -> Finding:
     """The finding of a results table; works for any number of rows and any missing number."""
     measured = [row for row in rows if row.role == "saliency" and row.saliency is not None]
     candidates = [two for two in combinations(measured, 2) if len({r.activations for r in two}) < 2]
@@ -83,14 +83,14 @@ def find(rows: Sequence[Row]) -> Finding:
     return Finding(_verdict(signs), sentence, tuple(pairs), (*_doubts(pairs), *left_out))
 
 
-def fixed_words(rows: Sequence[Row]) -> str:
+def fixed_words(rows: Sequence[ResultRow]) -> str:
     """The tau that was not read off a curve: ``published tau``, ``given tau`` or both."""
     origins = {row.fixed.threshold.origin for row in rows if row.fixed is not None}
     words = [word for word in ("published", "given") if word in origins] or ["published"]
     return " or ".join(words) + " tau"
 
 
-def _ordered(candidates: Sequence[tuple[Row, ...]]) -> tuple[list[MapPair], list[str]]:
+def _ordered(candidates: Sequence[tuple[ResultRow, ...]]) -> tuple[list[MapPair], list[str]]:
     """The pairs with a better saliency map, and why the others are left out."""
     pairs, reasons = [], []
     for one, other in candidates:
@@ -107,7 +107,7 @@ def _ordered(candidates: Sequence[tuple[Row, ...]]) -> tuple[list[MapPair], list
     return pairs, reasons[:MOST_REASONS] + ([f"Nor are {more} more pairs."] if more > 0 else [])
 
 
-def _why(one: Row, other: Row, signs: set[int]) -> str:
+def _why(one: ResultRow, other: ResultRow, signs: set[int]) -> str:
     if {1, -1} <= signs:
         return "MAE, max F and S-measure disagree on which saliency map is better"
     if signs:
@@ -117,12 +117,12 @@ def _why(one: Row, other: Row, signs: set[int]) -> str:
     return "no measure of saliency is known of both"
 
 
-def _pair(better: Row, worse: Row) -> MapPair:
+def _pair(better: ResultRow, worse: ResultRow) -> MapPair:
     outcomes = tuple(_outcome(better, worse, part, field) for part, field in OUTCOMES)
     return MapPair(better, worse, _saliency(better, worse), outcomes)
 
 
-def _saliency(one: Row, other: Row) -> tuple[Compared | None, ...]:
+def _saliency(one: ResultRow, other: ResultRow) -> tuple[Compared | None, ...]:
     mine, its = one.saliency, other.saliency
     if mine is None or its is None or mine.basis != its.basis:
         return (None,) * len(SALIENCY)
@@ -132,7 +132,7 @@ def _saliency(one: Row, other: Row) -> tuple[Compared | None, ...]:
     )
 
 
-def _outcome(better: Row, worse: Row, part: str, field: str) -> Compared | None:
+def _outcome(better: ResultRow, worse: ResultRow, part: str, field: str) -> Compared | None:
     one, other = getattr(better, part), getattr(worse, part)
     if one is None or other is None or one.basis != other.basis:
         return None
@@ -193,7 +193,7 @@ def _gave(what: str, signs: Sequence[int]) -> str:
 
 
 def _doubts(pairs: Sequence[MapPair]) -> Iterator[str]:
-    """What a careful reader would object."""
+    """Objections of a careful reader."""
     turned = sum(map(_turns, pairs))
     if turned:
         yield (

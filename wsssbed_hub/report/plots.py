@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wsssbed_hub.report.data import Curve, Maybe, Row
+from wsssbed_hub.report.data import Curve, Maybe, ResultRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ PANELS = (
 class Series(NamedTuple):
     """A row's curve with the colour and the dashes it has throughout a report."""
 
-    row: Row
+    row: ResultRow
     curve: Curve
     place: int
 
@@ -53,7 +53,7 @@ class Series(NamedTuple):
         return COLOURS[self.place % len(COLOURS)]
 
 
-def by_activations(rows: Sequence[Row]) -> dict[str, list[Series]]:
+def by_activations(rows: Sequence[ResultRow]) -> dict[str, list[Series]]:
     """The curves of each activation map; a saliency map's colour is the same in all of them."""
     drawn = [(row, row.curve) for row in rows if row.curve is not None]
     names = list(dict.fromkeys(row.name for row, _ in drawn))
@@ -63,7 +63,7 @@ def by_activations(rows: Sequence[Row]) -> dict[str, list[Series]]:
     return groups
 
 
-def curves_png(rows: Sequence[Row], *, dpi: int = 160) -> bytes:
+def curves_png(rows: Sequence[ResultRow], *, dpi: int = 160) -> bytes:
     """The diagrams of each activation map beside each other, with a legend, as a PNG file.
 
     Raises ValueError if no row has a curve.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from wsssbed_hub.report.data import Report, Row
+from wsssbed_hub.report.data import Report, ResultRow
 from wsssbed_hub.report.notes import Notes
 from wsssbed_hub.report.pairs import SALIENCY, Compared, Finding, fixed_words
 
@@ -98,7 +98,7 @@ class _Quantity:
     scale: float = 1.0
     decimals: int = 3
 
-    def value(self, row: Row) -> float | None:
+    def value(self, row: ResultRow) -> float | None:
         score = getattr(row, self.part)
         if score is None:
             return None
@@ -127,7 +127,7 @@ def results_table(report: Report) -> Table:
     return Table(columns, tuple(sections), tuple(notes.texts))
 
 
-def _quantities(rows: Sequence[Row]) -> list[_Quantity]:
+def _quantities(rows: Sequence[ResultRow]) -> list[_Quantity]:
     saliency, segmentation = "Saliency", "Segmentation"
     fixed = f"Labels, {fixed_words(rows)}"
     taus = {row.fixed.threshold.tau for row in rows if row.fixed}
@@ -162,7 +162,7 @@ def _quantities(rows: Sequence[Row]) -> list[_Quantity]:
     ]
 
 
-def _best(quantity: _Quantity, rows: Sequence[Row]) -> str | None:
+def _best(quantity: _Quantity, rows: Sequence[ResultRow]) -> str | None:
     """The text of the best value of a column; equal texts are all best, a lone value is not."""
     if not quantity.column.arrow:
         return None
@@ -173,7 +173,7 @@ def _best(quantity: _Quantity, rows: Sequence[Row]) -> str | None:
     return quantity.text(min(known) if quantity.column.arrow == "↓" else max(known))
 
 
-def _line(row: Row, plan: Iterable[tuple[_Quantity, str | None, Notes]]) -> Line:
+def _line(row: ResultRow, plan: Iterable[tuple[_Quantity, str | None, Notes]]) -> Line:
     cells = []
     for quantity, best, notes in plan:
         text = quantity.text(quantity.value(row))
@@ -187,9 +187,9 @@ def _line(row: Row, plan: Iterable[tuple[_Quantity, str | None, Notes]]) -> Line
     return Line(row.name, ROLES.get(row.role, ""), tuple(cells))
 
 
-def _by_activations(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+def _by_activations(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     """Rows by activation map in order of appearance, those without one at the end."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ResultRow]] = {}
     for row in rows:
         groups.setdefault(row.activations, []).append(row)
     without = groups.pop("", [])

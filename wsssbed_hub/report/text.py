@@ -30,8 +30,8 @@ def terminal_table(report: Report) -> TerminalTable:
 
 
 class TerminalTable:
-    """What ``terminal_table`` gives. It takes the width that the console has: where the names of
-    the rows do not fit beside the numbers they are listed below them."""
+    """The results at the width that the console has: where the names of the rows do not fit beside
+    the numbers they are listed below them."""
 
     def __init__(self, report: Report) -> None:
         self._finding = find(report.rows)

@@ -1,4 +1,4 @@
-"""What a pull request that adds or changes manifests is checked for."""
+"""Checks of a pull request that adds or changes manifests."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _git(beside: Path, *arguments: str) -> str | None:
 
 
 def check_against(old: Manifest, new: Manifest) -> list[Problem]:
-    """What was published and is not as it was: a version never changes."""
+    """Problems with what was published and is not as it was: a version never changes."""
     entries = {chosen[:2]: chosen.entry for chosen in new.entries()}
     found = []
     for version, target, entry in old.entries():
@@ -163,7 +163,7 @@ def check_against(old: Manifest, new: Manifest) -> list[Problem]:
 
 
 def _address(entry: Entry) -> object:
-    """What of a source is fixed: all of it, unless a digest says what has to be found there."""
+    """The fixed part of a source: all of it, unless a digest says what has to be found there."""
     stated = entry.content is not None or getattr(entry.source, "sha256", None) is not None
     return getattr(entry.source, "sha256", None) if stated else entry.source
 

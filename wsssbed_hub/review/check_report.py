@@ -1,4 +1,4 @@
-"""What `check` found as Markdown for a pull request, with pictures beside it.
+"""The findings of `check` as Markdown for a pull request, with pictures beside it.
 
 GitHub shows no pictures in a comment that are part of its text (``data:``) and none of a run's
 artifacts. So the pictures are files beside the report: a table and a list of names stand without
@@ -15,9 +15,9 @@ from wsssbed_hub.evaluation.inspect import Problem
 from wsssbed_hub.report import Report, curves_png, markdown
 from wsssbed_hub.report.comparison import compare
 from wsssbed_hub.report.text import code, plain
-from wsssbed_hub.review import gallery as suspects
+from wsssbed_hub.review.gallery import gallery
 from wsssbed_hub.review.prove import Proof
-from wsssbed_hub.review.recompute import CannotTell
+from wsssbed_hub.review.recompute import NotCheckable
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 from wsssbed_hub.utils.text import count, printable
@@ -97,14 +97,14 @@ def _proof(proof: Proof, pictures: _Pictures) -> Iterator[str]:
         cells = (_cell(claim.what), _SIGNS[claim.outcome], _cell(claim.detail))
         rows.append(f"| {' | '.join(cells)} |")
     yield "\n".join(rows)
-    if proof.maps is None or proof.goal is None or proof.again is None:
+    if proof.maps is None or proof.expected is None or proof.again is None:
         return
     try:
         yield from _scores(proof, pictures)
-    except (CannotTell, HubError) as reason:
+    except (NotCheckable, HubError) as reason:
         yield f"No scores: {plain(printable(str(reason)))}"
-    sheet = pictures.add(proof, "gallery", suspects.gallery(proof.maps, proof.goal, proof.problems))
-    images = "" if proof.goal.target else " (the images of the target are not at hand)"
+    sheet = pictures.add(proof, "gallery", gallery(proof.maps, proof.expected, proof.problems))
+    images = "" if proof.expected.target else " (the images of the target are not at hand)"
     yield f"Gallery{images}, what is suspicious first: {code(pictures.written[-1].name)}"
     yield sheet
 
@@ -114,7 +114,7 @@ def _cell(text: str) -> str:
 
 
 def _scores(proof: Proof, pictures: _Pictures) -> Iterator[str]:
-    """What the maps are worth on a split whose ground truth is at hand."""
+    """Measures of the maps on a split whose ground truth is at hand."""
     split = _split(proof)
     again = proof.again
     assert again is not None
@@ -137,16 +137,16 @@ def _scores(proof: Proof, pictures: _Pictures) -> Iterator[str]:
 
 def _split(proof: Proof) -> str:
     """The first split with a ground truth that the maps cover, train if it can be. Raises
-    CannotTell."""
+    NotCheckable."""
     again, maps = proof.again, proof.maps
     assert again is not None
     assert maps is not None
-    have, reason = set(maps.image_ids), CannotTell("there is no ground truth")
+    have, reason = set(maps.image_ids), NotCheckable("there is no ground truth")
     for split in sorted(again.target.splits, key=lambda name: name != "train"):
         try:
             if set(again.truth(split).image_ids) <= have:
                 return split
-        except CannotTell as error:
+        except NotCheckable as error:
             reason = error
     raise reason
 
@@ -160,7 +160,7 @@ def _curves(proof: Proof, split: str, pictures: _Pictures) -> Iterator[str]:
     for key in _partners(proof):
         try:
             sals.append(again.partner(key))
-        except CannotTell as error:
+        except NotCheckable as error:
             missing.append(str(error))
     compared = compare(
         proof.maps,

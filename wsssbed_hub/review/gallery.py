@@ -16,7 +16,7 @@ _EACH = 3  # images of one problem
 
 
 def gallery(
-    maps: Maps, goal: Expectation, problems: Sequence[Problem], *, images: int = 8
+    maps: Maps, expected: Expectation, problems: Sequence[Problem], *, images: int = 8
 ) -> bytes:
     """A PNG file with thumbnails of ``images`` images and their maps, the suspicious ones first.
 
@@ -25,34 +25,36 @@ def gallery(
     from wsssbed_hub.report import thumbnail_gallery
 
     marks = _marks(problems)
-    shown = choose(maps, goal, problems, images)
-    return thumbnail_gallery(goal.target, [(maps.kind, maps)], shown, remarks=marks)
+    shown = choose(maps, expected, problems, images)
+    return thumbnail_gallery(expected.target, [(maps.kind, maps)], shown, remarks=marks)
 
 
-def choose(maps: Maps, goal: Expectation, problems: Sequence[Problem], images: int) -> list[str]:
+def choose(
+    maps: Maps, expected: Expectation, problems: Sequence[Problem], images: int
+) -> list[str]:
     """The ids of at most ``images`` images: a few of each problem in their order, then others."""
     chosen: dict[str, None] = {}
     for problem in problems:
         chosen |= dict.fromkeys(problem.images[:_EACH])
-    chosen |= dict.fromkeys(_others(maps, goal, images))
+    chosen |= dict.fromkeys(_others(maps, expected, images))
     return list(chosen)[:images]
 
 
-def _others(maps: Maps, goal: Expectation, images: int) -> list[str]:
+def _others(maps: Maps, expected: Expectation, images: int) -> list[str]:
     """Images that show many classes where those are known; else such as their names decide."""
     from wsssbed_hub.report import choose_images
 
-    if goal.target is not None:
-        known = sorted(set(maps.image_ids) & set(goal.ids))
+    if expected.target is not None:
+        known = sorted(set(maps.image_ids) & set(expected.ids))
         try:
-            return choose_images(goal.target, known, images)
+            return choose_images(expected.target, known, images)
         except HubError:
             pass  # an annotation is missing
     return sorted(maps.image_ids, key=lambda i: hashlib.sha256(i.encode()).digest())[:images]
 
 
 def _marks(problems: Sequence[Problem]) -> dict[str, str]:
-    """What is wrong with each image, in two words; the first problem of several."""
+    """The trouble with each image, in two words; the first problem of several."""
     marks: dict[str, str] = {}
     for problem in problems:
         for image_id in problem.images:

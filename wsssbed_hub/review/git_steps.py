@@ -83,7 +83,7 @@ class GitSteps:
 
     @property
     def left(self) -> str:
-        """What remains to be done by hand after them."""
+        """The step that remains to be done by hand after them."""
         if self.done:
             return f"nothing: {self.path} is committed already"
         if self.remote:
@@ -156,7 +156,7 @@ class GitSteps:
 
 
 def _output(folder: Path, *words: str) -> str | None:
-    """What git says, without the last newline; None if it fails."""
+    """The output of git, without the last newline; None if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsssbed_hub.artifacts.digests import list_digest
+import numpy as np
+
+from wsssbed_hub.artifacts.digests import content_digest, list_digest
 from wsssbed_hub.artifacts.key_folder import complete
 from wsssbed_hub.artifacts.keys import Key, Version
 from wsssbed_hub.artifacts.manifest import Manifest, MethodCitation, Result, TrainedOn
-from wsssbed_hub.artifacts.maps import MAP_KINDS
+from wsssbed_hub.artifacts.maps import MAP_KINDS, Activations, Maps, digest_of
 from wsssbed_hub.artifacts.png_layout import PngFolder, PngZip
 from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.datasets import open_target
@@ -30,13 +32,32 @@ _DIGITS = 4  # of a fraction: a hundredth of a percent
 
 @dataclass(frozen=True)
 class Card:
-    """What a manifest says of maps that nobody can see from them."""
+    """The facts of a manifest that nobody can see from the maps."""
 
     method: MethodCitation
     trained_on: tuple[TrainedOn, ...] = ()
     trained_with: tuple[str, ...] = ()
     licence: str | None = None
     title: str | None = None
+
+
+class _Read(Maps):
+    """Maps that keep the digest of each image that was read, so that it is decoded once less."""
+
+    def __init__(self, maps: PngFolder | PngZip):
+        self.kind, self.name, self.image_ids = maps.kind, maps.name, maps.image_ids
+        self._maps = maps
+        self._digests: dict[str, str] = {}
+
+    def read(self, image_id: str) -> np.ndarray | Activations:
+        found = self._maps.read(image_id)
+        self._digests[image_id] = digest_of(found)
+        return found
+
+    def digest(self, progress: Progress | None = None) -> str:
+        if self._digests.keys() != set(self.image_ids):
+            return super().digest(progress)
+        return content_digest(self.kind, ((name, self._digests[name]) for name in self.image_ids))
 
 
 class Import:
@@ -54,23 +75,23 @@ class Import:
         maps = open_artifact(Path(path), kind=None if _is_key_folder(path) else self.key.kind)
         if not isinstance(maps, PngFolder | PngZip):
             raise UsageError(f"{path} is a key folder already: push it as it is.")
-        self.maps: PngFolder | PngZip = maps
+        self.maps = _Read(maps)
         self.data_root = data_root
-        self.goal: Expectation = expectation_of(target, data_root)
+        self.expected: Expectation = expectation_of(target, data_root)
 
     def problems(self, progress: Progress | None = None) -> list[Problem]:
         """All that is wrong, errors first. Every map is decoded; ``progress(images, of)``."""
-        return inspect_maps(self.maps, self.goal, progress)
+        return inspect_maps(self.maps, self.expected, progress)
 
     def draw(self, path: Path, problems: Sequence[Problem]) -> None:
         """Thumbnails as a PNG file at ``path``: the maps that ``problems`` name first."""
         from wsssbed_hub.review.gallery import gallery
 
         with expect_trouble(path.parent):
-            write_whole(path, gallery(self.maps, self.goal, problems))
+            write_whole(path, gallery(self.maps, self.expected, problems))
 
     def measure(self, split: str, progress: Progress | None = None) -> list[Result]:
-        """What saliency maps or labels are worth against the ground truth of a split.
+        """Measures of saliency maps or labels against the ground truth of a split.
 
         Raises UsageError for activation maps, whose labels depend on more than them, and for an
         unknown split; HubError if the ground truth is not at hand or the maps do not cover it.
@@ -81,7 +102,7 @@ class Import:
                 "Activation maps have no score of their own: `wsssbed-hub curve` measures the "
                 "labels that are made from them."
             )
-        target = self.goal.target or open_target(self.goal.name, self.data_root)
+        target = self.expected.target or open_target(self.expected.name, self.data_root)
         truth = target.ground_truth(split)
         if kind == "sal":
             values = score_saliency(
@@ -136,10 +157,12 @@ class Import:
             settings=settings,
             progress=progress,
         )
+        if written.content != settings["imported"]:
+            raise HubError(f"{self.maps.name} changed while it was imported. Import it again.")
         facts: dict[str, Any] = {
             "title": card.title or _title(self.maps.kind, card),
             "method": card.method,
-            "trained_on": _of_target(card.trained_on, self.goal.name),
+            "trained_on": _of_target(card.trained_on, self.expected.name),
             "trained_with": list(card.trained_with),
             "licence": card.licence,
         }
@@ -147,15 +170,15 @@ class Import:
             folder,
             written,
             key=str(self.key.unversioned),
-            target=self.goal.name,
+            target=self.expected.name,
             version=str(number),
             results=results,
             **facts,
         )
         told = {name: getattr(manifest, name) for name in facts}
-        told["trained_on"] = _of_target(manifest.trained_on, self.goal.name)
+        told["trained_on"] = _of_target(manifest.trained_on, self.expected.name)
         others = [name for name, fact in facts.items() if told[name] != fact]
-        if any(one not in manifest.entry(number, self.goal.name).results for one in results):
+        if any(one not in manifest.entry(number, self.expected.name).results for one in results):
             others.append("results")
         if others:
             raise HubError(
@@ -166,7 +189,7 @@ class Import:
 
 
 def _of_target(items: Iterable[TrainedOn], target: str) -> list[TrainedOn]:
-    """What holds for the maps over ``target``, however it is restricted, in a fixed order."""
+    """The items that hold for the maps over ``target``, in a fixed order."""
     mine = (item for item in items if item.target in (None, target))
     return sorted((item.model_copy(update={"target": None}) for item in mine), key=str)
 

@@ -34,7 +34,7 @@ _ORDER = ("failed", "not checked", "proved")
 
 @dataclass
 class Proof:
-    """What became of the claims of one entry; ``maps`` and what they are compared with, as far as
+    """The fate of the claims of one entry; ``maps`` and what they are compared with, as far as
     these could be opened."""
 
     manifest: Manifest
@@ -42,7 +42,7 @@ class Proof:
     claims: list[Claim] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     maps: Maps | None = None
-    goal: Expectation | None = None
+    expected: Expectation | None = None
     again: Recomputation | None = None
 
     @property
@@ -50,7 +50,7 @@ class Proof:
         return f"{self.chosen.version}/{self.chosen.target}"
 
     def errors(self) -> Iterator[Problem]:
-        """What is wrong, one problem for each claim that failed and all that the maps show."""
+        """One problem for each claim that failed and all that the maps show."""
         yield from self.problems
         for claim in self.claims:
             if claim.outcome == "failed" and claim.what not in _ABOUT.values():
@@ -95,10 +95,10 @@ def prove(
         proof.claims += _bytes(chosen)
         if manifest.kind != "weights":
             proof.maps = open_entry(folder, here, entry)
-            proof.goal = expectation_of(chosen.target, data_root)
+            proof.expected = expectation_of(chosen.target, data_root)
             steps = share(progress, 0, entry.entry.size, entry.entry.size)
-            proof.problems = inspect_maps(proof.maps, proof.goal, steps)
-            proof.claims += _structure(proof.goal, proof.problems, manifest.kind, data_root)
+            proof.problems = inspect_maps(proof.maps, proof.expected, steps)
+            proof.claims += _structure(proof.expected, proof.problems, manifest.kind, data_root)
     except HubError as error:
         proof.claims.append(Claim("the files are what the manifest says", "failed", str(error)))
         return proof
@@ -108,7 +108,7 @@ def prove(
 
 
 def _bytes(chosen: Chosen) -> Iterator[Claim]:
-    """What ``pull`` and ``verify_folder`` have proved; what is not stated is not claimed."""
+    """Claims that ``pull`` and ``verify_folder`` have proved; what is not stated is not claimed."""
     entry, source = chosen.entry, chosen.entry.source
     if entry.files:
         files = count(len(entry.files), "file")
@@ -127,18 +127,20 @@ def _bytes(chosen: Chosen) -> Iterator[Claim]:
 
 
 def _structure(
-    goal: Expectation, problems: list[Problem], kind: str, data_root: Path
+    expected: Expectation, problems: list[Problem], kind: str, data_root: Path
 ) -> Iterator[Claim]:
-    """What a comparison with the target, and a look at the maps, showed."""
+    """Claims that a comparison with the target, and a look at the maps, decided."""
     wrong = {one.about: str(one) for one in reversed(problems) if one.severity == "error"}
     for about, what in _ABOUT.items():
         if about == "classes" and kind == "sal":
             continue
         if about in wrong:
             yield Claim(what, "failed", wrong[about])
-        elif about != "values" and goal.target is None:
-            number = f"; {goal.count:,} images at least" if about == "ids" and goal.count else ""
-            reason = f"{goal.name} is not below {data_root}{number}"
+        elif about != "values" and expected.target is None:
+            number = (
+                f"; {expected.count:,} images at least" if about == "ids" and expected.count else ""
+            )
+            reason = f"{expected.name} is not below {data_root}{number}"
             yield Claim(what, "not checked", f"not checked, because {reason}")
         else:
             yield Claim(what, "proved")

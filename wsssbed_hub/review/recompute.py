@@ -49,7 +49,7 @@ class Claim:
         return f"{self.what}: {self.detail}" if self.detail else self.what
 
 
-class CannotTell(Exception):
+class NotCheckable(Exception):
     """A number cannot be computed here, because of what this says."""
 
 
@@ -110,7 +110,7 @@ class Recomputation:
         self._measures: dict[str, dict[str, float]] = {}
 
     def claims(self) -> Iterator[Claim]:
-        """What becomes of each result. Raises nothing: trouble is a reason not to tell."""
+        """The fate of each result. Raises nothing: trouble is a reason not to tell."""
         for result in self.chosen.entry.results:
             yield self._settle(say(result), lambda r=result: self._check(r))  # type: ignore[misc]
             if result.threshold is not None:
@@ -122,7 +122,7 @@ class Recomputation:
     def _settle(what: str, check: Callable[[], str]) -> Claim:
         try:
             return Claim(what, "proved", check())
-        except CannotTell as reason:
+        except NotCheckable as reason:
             return Claim(what, "not checked", f"not recomputed, because {reason}")
         except Wrong as error:
             return Claim(what, "failed", str(error))
@@ -130,19 +130,19 @@ class Recomputation:
             return Claim(what, "failed", f"it cannot have been measured: {error}")
 
     def _check(self, result: Result) -> str:
-        """What was found. Raises CannotTell or Wrong."""
+        """The number as it is found. Raises NotCheckable or Wrong."""
         if self.maps is None:
-            raise CannotTell(
+            raise NotCheckable(
                 "the mIoU of a network takes the network and torch; its stage measures it"
             )
         if len(result.seeds) > 1 or result.standard_error is not None:
-            raise CannotTell(
+            raise NotCheckable(
                 f"it is the mean of {len(result.seeds) or 'several'} runs, and one is here"
             )
         self._check_list(result)
         found = self._value(result)
         if result.crf:
-            raise CannotTell(
+            raise NotCheckable(
                 f"a CRF was applied first, which takes torch; without it {found:.6g} is found"
             )
         if not agrees(result.value, found):
@@ -153,7 +153,7 @@ class Recomputation:
         ids = self.truth(result.split).image_ids
         here = list_digest(ids)
         if here != result.image_list:
-            raise CannotTell(
+            raise NotCheckable(
                 f"it was measured on other images (list {_short(result.image_list)}) than "
                 f"{self.chosen.target} {result.split} has here ({len(ids):,}, {_short(here)})"
             )
@@ -168,7 +168,7 @@ class Recomputation:
         }[self.manifest.kind]()
         name = _plain_name(result.metric)
         if name not in measures:
-            raise CannotTell(
+            raise NotCheckable(
                 f"no measure of {self.manifest.kind} is called {result.metric!r} here, only "
                 f"{', '.join(n for n in measures if not n.startswith('iou '))}"
                 f"{', IoU <class>' if 'miou' in measures else ''}"
@@ -180,28 +180,28 @@ class Recomputation:
 
     @cached_property
     def target(self) -> Target:
-        """Raises CannotTell if it is not at hand."""
+        """Raises NotCheckable if it is not at hand."""
         try:
             return open_target(self.chosen.target, self.data_root)
         except NotThere:  # which says at length where to get it, for each result anew
             where = f"{self.chosen.target} is not at hand below {self.data_root}"
-            raise CannotTell(where) from None
+            raise NotCheckable(where) from None
         except HubError as error:
-            raise CannotTell(f"{self.chosen.target} is not at hand: {error}") from None
+            raise NotCheckable(f"{self.chosen.target} is not at hand: {error}") from None
 
     def truth(self, split: str) -> Maps:
-        """The ground truth of a split. Raises CannotTell if it is not at hand."""
+        """The ground truth of a split. Raises NotCheckable if it is not at hand."""
         target = self.target
         if split not in target.splits:
             have = ", ".join(target.splits)
-            raise CannotTell(f"{target.name} has no split {split!r} here, only {have}")
+            raise NotCheckable(f"{target.name} has no split {split!r} here, only {have}")
         try:
             truth = target.ground_truth(split)
             if len(truth.image_ids):
                 truth.read(truth.image_ids[0])
             return truth
         except HubError as error:
-            raise CannotTell(f"the ground truth is not at hand: {error}") from None
+            raise NotCheckable(f"the ground truth is not at hand: {error}") from None
 
     def labels(self, split: str) -> SegmentationMetrics:
         """The score of label maps; ignored pixels count as misses."""
@@ -242,7 +242,7 @@ class Recomputation:
 
     def _of_activations(self, result: Result) -> Mapping[str, float]:
         if result.threshold is None:
-            raise CannotTell("it does not say at which tau")
+            raise NotCheckable("it does not say at which tau")
         curve = self._curve(self._way(result, result.split))
         index = curve.index_of(result.threshold.tau)
         return {
@@ -263,7 +263,7 @@ class Recomputation:
         if result.saliency is None:
             return _Way(split, None, 0.2, result.rule or "paper")  # both rules are one then
         if result.rule is None or result.sal_threshold is None:
-            raise CannotTell("it does not say by which rule, or at which sal_threshold")
+            raise NotCheckable("it does not say by which rule, or at which sal_threshold")
         return _Way(split, result.saliency, result.sal_threshold, result.rule)
 
     def _curve(self, way: _Way) -> ThresholdCurve:
@@ -281,17 +281,17 @@ class Recomputation:
 
     def _partner(self, stated: Ingredient) -> Maps:
         if stated.key is None:
-            raise CannotTell(f"the saliency maps {stated.file!r} have no key and are not at hand")
+            raise NotCheckable(f"the saliency maps {stated.file!r} have no key and are not at hand")
         maps = self.partner(stated.key)
         if maps.content != stated.digest:
-            raise CannotTell(
+            raise NotCheckable(
                 f"it was measured with other maps ({_short(stated.digest)}) than {stated.key} "
                 f"has now ({_short(str(maps.content))})"
             )
         return maps
 
     def partner(self, key: str) -> Maps:
-        """The saliency maps of ``key``. Raises CannotTell if they are not to be had."""
+        """The saliency maps of ``key``. Raises NotCheckable if they are not to be had."""
         from wsssbed_hub.registry.open_artifact import open_artifact
         from wsssbed_hub.registry.pull import pull
 
@@ -299,7 +299,7 @@ class Recomputation:
             folder = pull(key, self.chosen.target, registry=self.registry, data_root=self.data_root)
             return open_artifact(folder, self.chosen.target, kind="sal")
         except HubError as error:
-            raise CannotTell(f"{key} is not to be had: {error}") from None
+            raise NotCheckable(f"{key} is not to be had: {error}") from None
 
     def _check_threshold(self, result: Result) -> str:
         stated = result.threshold
@@ -307,7 +307,7 @@ class Recomputation:
         if self.manifest.kind == "label":
             return self._check_recipe(result)
         if self.manifest.kind != "cam":
-            raise CannotTell(f"{self.manifest.kind} has no tau of its own")
+            raise NotCheckable(f"{self.manifest.kind} has no tau of its own")
         if stated.origin == "given":
             return "given, whatever it is"
         if stated.origin == "published":
@@ -322,7 +322,7 @@ class Recomputation:
         try:
             default = published(self.manifest.parsed_key)
         except UsageError as error:
-            raise CannotTell(str(error)) from None
+            raise NotCheckable(str(error)) from None
         if default.saliency != saliency or default.tau != tau:
             how = "with" if default.saliency else "without"
             raise Wrong(f"{default.tau:g} was published, for labels made {how} saliency maps")
@@ -334,7 +334,7 @@ class Recomputation:
         recipe = made.recipe if made is not None else {}
         stated = result.threshold
         if stated is None or not isinstance(recipe.get("tau"), int | float):
-            raise CannotTell("the provenance does not say how the labels were made")
+            raise NotCheckable("the provenance does not say how the labels were made")
         was = (float(recipe["tau"]), recipe.get("tau_origin"), recipe.get("tau_split"))
         if was[1:] != (stated.origin, stated.split) or not agrees(stated.tau, was[0]):
             on = f" on {was[2]}" if was[2] else ""
