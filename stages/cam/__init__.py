@@ -53,6 +53,11 @@ class CamData:
         """The classes that are present, from 0, ascending."""
         return self.target.image_labels(image_id)
 
+    def image(self, image_id: str) -> Image:
+        """The image with its classes."""
+        class_ids = np.array(self.image_labels(image_id), np.int64)
+        return Image(image_id, self.read_image(image_id), class_ids)
+
 
 class CamMethod(Method):
     """A CAM method: one file in this folder with a class ``Method`` derived from this one."""
@@ -124,7 +129,8 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
         data=data,
         settings=settings,
         lists=lists,
-        produce=lambda trained, image_id: _activations(trained, data, image_id),
+        read=data.image,
+        produce=lambda trained, image: _activations(trained, data, image),
     )
 
 
@@ -138,10 +144,8 @@ def _saliency(stage: str, method: type[CamMethod], options: Options) -> Maps | N
     return open_maps(options.sal, options.target, "sal")
 
 
-def _activations(trained: Trained, data: CamData, image_id: str) -> Activations:
-    class_ids = np.array(data.image_labels(image_id), np.int64)
+def _activations(trained: Trained, data: CamData, image: Image) -> Activations:
     maps = without_gradients(
-        lambda image: trained.method.activations(trained.network, image, data),
-        Image(image_id, data.read_image(image_id), class_ids),
+        lambda image: trained.method.activations(trained.network, image, data), image
     )
-    return Activations(maps, class_ids)
+    return Activations(maps, image.class_ids)

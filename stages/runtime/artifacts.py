@@ -38,6 +38,7 @@ from wsssbed_hub.registry.open_artifact import (
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 SELECTION = "last iteration"
+_ENCODERS = 2  # threads that turn maps between phases into PNGs
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,14 @@ def train_and_write(
     data: Any,
     settings: Mapping[str, Any],
     lists: Sequence[Ingredient],
-    produce: Callable[[Trained, str], np.ndarray | Activations],
+    read: Callable[[str], Image],
+    produce: Callable[[Trained, Image], np.ndarray | Activations],
 ) -> None:
     """The whole of a stage that makes maps: train in ``folder``, write the maps, the manifest.
 
-    ``make``, ``data`` and ``settings`` are those of ``trained_network``. ``produce`` gives the maps
-    of an image; ``lists`` are further ingredients. What an earlier command did is not done again.
+    ``make``, ``data`` and ``settings`` are those of ``trained_network``. ``read`` gives an image
+    and ``produce`` its maps; ``lists`` are further ingredients. What an earlier command did is not
+    done again.
     """
     seed = session.options.seed
     with locked(folder):
@@ -134,7 +137,7 @@ def train_and_write(
         write_artifact(
             artifact,
             kind,
-            lambda image_id: produce(trained, image_id),
+            lambda image: produce(trained, image),
             lambda: provenance(
                 session.stage,
                 session.environment,
@@ -142,25 +145,33 @@ def train_and_write(
                 seed=None if given else seed,
                 selection=None if given else SELECTION,
             ),
+            read=read,
+            threads=session.workers,
         )
 
 
 def write_artifact(
     artifact: Artifact,
     kind: str,
-    produce: Callable[[str], np.ndarray | Activations],
+    produce: Callable[[Any], np.ndarray | Activations],
     provenance: Callable[[], Provenance],
+    *,
+    read: Callable[[str], Any] | None = None,
+    threads: int = 0,
 ) -> None:
     """Write the maps that ``produce`` gives of each image, by all processes, and the manifest.
 
-    Images that an earlier command finished are not produced again.
+    It gets the image's id, or what ``read`` makes of it; ``threads`` of each process read ahead and
+    encode behind. Images that an earlier command finished are not produced again.
     """
     ids = list(artifact.image_ids or ())
     settings = artifact.settings
-    _write_shares(artifact.folder, kind, ids, produce, settings, artifact.key)
+    _write_shares(
+        artifact.folder, kind, ids, produce, settings, artifact.key, read=read, threads=threads
+    )
 
     def finish() -> None:
-        written = write_maps(artifact.folder, kind, ids, produce, settings=settings)
+        written = write_maps(artifact.folder, kind, ids, _made_already, settings=settings)
         artifact.complete(written, provenance())
 
     distributed.on_main(finish)
@@ -188,8 +199,8 @@ def write_scratch_maps(
         with torch.inference_mode():
             return produce(image_id)
 
-    _write_shares(folder, kind, image_ids, one, {}, folder.name)
-    distributed.on_main(lambda: write_maps(folder, kind, image_ids, one, settings={}))
+    _write_shares(folder, kind, image_ids, one, {}, folder.name, threads=_ENCODERS)
+    distributed.on_main(lambda: write_maps(folder, kind, image_ids, _made_already, settings={}))
     network.train(training)
 
 
@@ -205,9 +216,12 @@ def _write_shares(
     folder: Path,
     kind: str,
     ids: Sequence[str],
-    produce: Callable[[str], np.ndarray | Activations],
+    produce: Callable[[Any], np.ndarray | Activations],
     settings: Mapping[str, Any],
     name: str,
+    *,
+    read: Callable[[str], Any] | None = None,
+    threads: int = 0,
 ) -> None:
     """Every process writes its share; when this returns, all of it is there."""
     rank, processes = distributed.rank(), distributed.size()
@@ -222,8 +236,14 @@ def _write_shares(
             settings=settings,
             part=(rank, processes),
             progress=lambda done, _: show(done, ""),
+            read=read,
+            threads=threads,
         )
     distributed.barrier()
+
+
+def _made_already(image_id: str) -> np.ndarray:
+    raise HubError(f"The map of {image_id}, which another process made, is not there any more.")
 
 
 def without_gradients(make: Callable[[Image], np.ndarray], image: Image) -> np.ndarray:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import statistics
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from wsssbed_hub.artifacts.manifest import Ingredient, Result
 from wsssbed_hub.datasets import SOD_DATASETS, SodDataset, Target, open_sod_dataset
 from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.evaluation.saliency_metrics import SSNetSaliencyMetrics
+from wsssbed_hub.utils.parallel import pipeline
 
 VAL = "val"
 SOD_BENCHMARKS = ("ecssd", "pascal-s", "hku-is", "sod", "duts-te")
@@ -88,7 +88,7 @@ class Segmentation(Benchmark):
     """The val split of a target. Scores are those of ``SegmentationMetrics.as_dict``.
 
     With ``crf`` a field ``crf`` holds the same scores of the refined labels. These are made on the
-    CPU, by so many ``threads`` of each process, while the network goes on.
+    CPU, by so many ``threads`` of each process, which also read ahead, while the network goes on.
     """
 
     target: Target
@@ -110,27 +110,32 @@ class Segmentation(Benchmark):
     def measure(self, trained: Trained) -> Score:
         raw, refined = (SegmentationMetrics(self.target.num_classes) for _ in range(2))
         truth, share = self.target.ground_truth(VAL), self.share()
-        waiting: deque[tuple[str, np.ndarray, Future[np.ndarray]]] = deque()
 
-        def collect() -> None:
-            image_id, expected, label = waiting.popleft()
-            refined.add(label.result(), expected, image_id)
+        def read(image_id: str) -> tuple[Image, np.ndarray]:
+            rgb = self.target.read_image(image_id)
+            return Image(image_id, rgb), np.asarray(truth.read(image_id))
+
+        def predict(found: tuple[Image, np.ndarray]) -> tuple[str, np.ndarray, Predicted]:
+            with torch.inference_mode():
+                return found[0].id, found[1], self.predict(trained, found[0])
+
+        def finish(
+            found: tuple[str, np.ndarray, Predicted],
+        ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
+            image_id, expected, (label, refine) = found
+            return image_id, expected, label, None if refine is None else refine()
 
         title = "measuring mIoU" + (f" without and with CRF {self.crf}" if self.crf else "")
-        with progress(title, len(share), "image") as show, _single_threads(self.threads) as pool:
-            for image_id in share:
-                rgb, expected = self.target.read_image(image_id), np.asarray(truth.read(image_id))
-                with torch.inference_mode():
-                    label, refine = self.predict(trained, Image(image_id, rgb))
-                raw.add(label, expected, image_id)
-                if refine is not None:
-                    waiting.append((image_id, expected, pool.submit(refine)))
-                if len(waiting) > 2 * self.threads:  # more would only fill the memory
-                    collect()
-                show(raw.images - len(waiting), "")
-            while waiting:
-                collect()
-                show(raw.images - len(waiting), "")
+        with progress(title, len(share), "image") as show, _single_threads() as initializer:
+            made = pipeline(
+                share, read, predict, finish, threads=self.threads, initializer=initializer
+            )
+            with closing(made):
+                for image_id, expected, label, better in made:
+                    raw.add(label, expected, image_id)
+                    if better is not None:
+                        refined.add(better, expected, image_id)
+                    show(raw.images, "")
         device = next(trained.network.parameters()).device
         found = of_all_processes(raw, len(self.image_ids), device)
         if self.crf is not None:
@@ -166,14 +171,12 @@ class Segmentation(Benchmark):
 
 
 @contextmanager
-def _single_threads(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch takes one core: a CRF gains nothing from several."""
+def _single_threads() -> Iterator[Callable[[], object]]:
+    """What makes torch take one core in a thread: a CRF gains nothing from several."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield pool
+        yield partial(torch.set_num_threads, 1)
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)  # threads that start later take the number set last
 
 

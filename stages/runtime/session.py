@@ -73,13 +73,18 @@ class Session:
         """This session without ``--fresh``."""
         return replace(self, options=replace(self.options, fresh=False))
 
+    @property
+    def workers(self) -> int:
+        """Processes or threads beside each process that trains or makes maps."""
+        return _workers() if self.options.workers is None else self.options.workers
+
     def train_config(self, seed: int) -> TrainConfig:
         options = self.options
         return TrainConfig(
             seed=seed,
             device=self.device,
             amp=options.amp,
-            workers=_workers() if options.workers is None else options.workers,
+            workers=self.workers,
             checkpoint_every=options.checkpoint_every,
         )
 

@@ -169,7 +169,8 @@ class Study:
         artifact = self.of_seed(artifact, training.seed)
         if artifact.key not in self._finished:
             artifact.discard_unfinished()  # what is there may come of another training
-            write_artifact(artifact, kind, maps.read, partial(self._made, training, made_from))
+            made = partial(self._made, training, made_from)
+            write_artifact(artifact, kind, maps.read, made, threads=self.session.workers)
         return maps
 
     def _kept(
@@ -183,7 +184,9 @@ class Study:
             kept = replace(artifact, options=options)
             if not kept.is_there():
                 made = partial(self._made, training, trained.made_from)
-                write_artifact(kept, kind, partial(produce, trained), made)
+                write_artifact(
+                    kept, kind, partial(produce, trained), made, threads=self.session.workers
+                )
             maps = open_artifact(kept.folder, options.target, kind=kind)
             self._maps[training.folder] = (maps, trained.made_from)
         return self._maps[training.folder]
@@ -207,7 +210,9 @@ class Study:
         if trained.now or self.session.options.fresh:
             artifact.discard_unfinished()
         made = partial(self._made, training, trained.made_from, more)
-        write_artifact(artifact, kind, partial(produce, trained), made)
+        write_artifact(
+            artifact, kind, partial(produce, trained), made, threads=self.session.workers
+        )
 
     def write_weights(
         self,

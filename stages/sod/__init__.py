@@ -24,12 +24,10 @@ from stages.runtime.artifacts import (
 from stages.runtime.method import Image, Method, Phase
 from stages.runtime.options import WHERE, TrainOptions
 from stages.runtime.session import setup
-from stages.runtime.training import Trained
 from wsssbed_hub.artifacts.manifest import Supervision, TrainedOn
 from wsssbed_hub.datasets import (
     SOD_DATASETS,
     SodDataset,
-    Target,
     open_sod_dataset,
     open_sod_images,
     open_target,
@@ -152,14 +150,10 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
         data=data,
         settings=settings,
         lists=lists,
-        produce=partial(_saliency, target=target),
-    )
-
-
-def _saliency(trained: Trained, image_id: str, target: Target) -> np.ndarray:
-    return without_gradients(
-        partial(trained.method.saliency, trained.network),
-        Image(image_id, target.read_image(image_id)),
+        read=lambda image_id: Image(image_id, target.read_image(image_id)),
+        produce=lambda trained, image: without_gradients(
+            partial(trained.method.saliency, trained.network), image
+        ),
     )
 
 

@@ -212,3 +212,18 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     part.write_bytes(data)
     with pytest.raises(HubError, match=r"00002\.parquet is damaged"):
         written(tmp_path, "sal", maps)
+
+
+@pytest.mark.parametrize("kind", ["sal", "cam", "label"])
+def test_threads_that_read_and_encode_change_nothing(tmp_path: Path, kind: str) -> None:
+    maps = maps_of(kind, MANY)
+    files = []
+    for threads in (0, 1, 3):
+        folder = tmp_path / str(threads)
+        write_parts(
+            folder, kind, MANY, lambda found: found, settings={}, read=maps.get, threads=threads
+        )
+        written = sorted((folder / ".partial").glob("*.parquet"))
+        files.append([path.read_bytes() for path in written])
+    assert len(files[0]) > 1
+    assert files[0] == files[1] == files[2]

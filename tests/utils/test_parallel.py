@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from wsssbed_hub.utils.parallel import Stop, at_once
+from wsssbed_hub.utils.parallel import Stop, at_once, pipeline
 
 
 def test_each_item_once_and_so_many_at_a_time() -> None:
@@ -92,3 +93,78 @@ def test_signals_end_it_although_a_thread_hears_nothing(number: int) -> None:
     assert [child.stdout.readline() for _ in range(2)] == [b"here\n"] * 2
     os.kill(child.pid, number)
     assert child.wait(30) == -number
+
+
+def test_a_pipeline_gives_the_results_in_order_and_works_in_this_thread() -> None:
+    here = threading.get_ident()
+    finished_by: set[int] = set()
+
+    def finish(number: int) -> int:
+        time.sleep(0.01 * (number % 3))
+        finished_by.add(threading.get_ident())
+        return number + 1
+
+    for threads in (0, 1, 3):
+        finished_by.clear()
+        worked: list[int] = []
+
+        def work(number: int, worked: list = worked) -> int:
+            assert threading.get_ident() == here
+            worked.append(number)
+            return 10 * number
+
+        found = list(pipeline(range(20), abs, work, finish, threads=threads))
+        assert found == [10 * number + 1 for number in range(20)]
+        assert worked == list(range(20))
+        assert (here in finished_by) == (threads == 0)
+
+
+def test_the_work_waits_neither_for_what_comes_before_nor_for_what_comes_after() -> None:
+    """The first item is finished only after the third was worked on, which was read meanwhile."""
+    third = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 3:
+            third.set()
+        return number
+
+    def finish(number: int) -> int:
+        assert third.wait(60)
+        return number
+
+    assert list(pipeline([1, 2, 3], int, work, finish, threads=2)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("step", ["read", "work", "finish"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_anywhere_ends_a_pipeline(step: str, threads: int) -> None:
+    def fails_at(name: str) -> Callable[[int], int]:
+        def do(number: int) -> int:
+            if name == step and number == 5:
+                raise ValueError(f"{number} in {name}")
+            return number
+
+        return do
+
+    found = pipeline(range(9), *map(fails_at, ("read", "work", "finish")), threads=threads)
+    with pytest.raises(ValueError, match=f"5 in {step}"):
+        list(found)
+
+
+def test_few_items_of_a_pipeline_are_in_memory() -> None:
+    read: list[int] = []
+    worked: list[int] = []
+
+    def note(number: int) -> int:
+        read.append(number)
+        return number
+
+    def work(number: int) -> int:
+        worked.append(number)
+        assert len(read) - len(worked) <= 5
+        return number
+
+    found = pipeline(range(100), note, work, int, threads=2)
+    assert next(found) == 0
+    assert len(worked) <= 8
+    found.close()

@@ -7,8 +7,10 @@ Everything happens in ``<folder>/.partial``: ``settings.json`` says what is bein
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from wsssbed_hub.utils.files import (
     sync_folder,
     write_whole,
 )
+from wsssbed_hub.utils.parallel import pipeline
 from wsssbed_hub.utils.progress import Progress, adding
 
 PART = 64  # images; a part is also a row group of the shards
@@ -36,7 +39,7 @@ SHARD_BYTES = 480 << 20  # parts are added to a shard while they fit; the Hub li
 
 _DIGESTS = "wsssbed-hub.digests"  # image digests, in a part's footer only
 
-Produce = Callable[[str], "np.ndarray | Activations"]
+Produce = Callable[[Any], "np.ndarray | Activations"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,14 @@ def write_parts(
     settings: Mapping[str, Any],
     part: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
+    read: Callable[[str], Any] | None = None,
+    threads: int = 0,
 ) -> None:
-    """The share of ``part=(rank, processes)`` of ``write_maps``, without the merging."""
+    """The share of ``part=(rank, processes)`` of ``write_maps``, without the merging.
+
+    With ``read`` it is ``produce(read(image_id))``. So many ``threads`` read ahead and turn maps
+    into PNGs behind; ``produce`` is called in this one, in the order of the ids.
+    """
     rank, processes = part
     ids = sorted(image_ids)
     _check_request(kind, ids, rank, processes)
@@ -105,19 +114,31 @@ def write_parts(
         partial.mkdir(parents=True, exist_ok=True)
         _settle(partial, _fingerprint(kind, ids, settings))
     finished = (partial / "written.json").exists()
+    waiting = []
     for number, chunk in own:
-        path = _part_path(partial, number)
-        if finished or _part_is_there(path):
+        if finished or _part_is_there(_part_path(partial, number)):
             advance(len(chunk))
-            continue
-        rows, digests = [], []
-        for image_id in chunk:
-            maps = produce(image_id)
-            check_maps(kind, maps, f"the map that was made of image {image_id}")
-            rows.append(row(kind, image_id, maps))
-            digests.append(digest_of(maps))
-            advance(1)
-        _write_part(path, kind, rows, digests)
+        else:
+            waiting.append((number, chunk))
+
+    def make(image: tuple[str, Any]) -> tuple[str, np.ndarray | Activations]:
+        image_id, found = image
+        maps = produce(found)
+        check_maps(kind, maps, f"the map that was made of image {image_id}")
+        advance(1)
+        return image_id, maps
+
+    encoded = pipeline(
+        [image_id for _, chunk in waiting for image_id in chunk],
+        lambda image_id: (image_id, image_id if read is None else read(image_id)),
+        make,
+        lambda made: (row(kind, *made), digest_of(made[1])),
+        threads=threads,
+    )
+    with closing(encoded):
+        for number, chunk in waiting:
+            rows, digests = zip(*itertools.islice(encoded, len(chunk)), strict=True)
+            _write_part(_part_path(partial, number), kind, list(rows), list(digests))
 
 
 def _check_request(kind: str, ids: list[str], rank: int, processes: int) -> None:

@@ -1,14 +1,20 @@
-"""The same thing done with several items at once, in threads; the first error ends all of them."""
+"""Several items at once, in threads: the same thing done with each, where the first error ends all,
+or one step for all in this thread, with what comes before and after it in others."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+Read = TypeVar("Read")
+Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 JOBS = 4  # transfers at once, where nobody says otherwise
 _GRACE = 3.0  # seconds that others get to end when one has failed
@@ -99,3 +105,49 @@ def _thread(
         ended.put(error)
     else:
         ended.put(None)
+
+
+def pipeline(
+    items: Iterable[T],
+    read: Callable[[T], Read],
+    work: Callable[[Read], Made],
+    finish: Callable[[Made], Result],
+    *,
+    threads: int,
+    initializer: Callable[[], object] | None = None,
+) -> Generator[Result]:
+    """``finish(work(read(item)))`` of each item, in order.
+
+    ``work`` happens in this thread, item after item; ``threads`` others read ahead of it and finish
+    behind, so that it never waits for them as long as they keep up. With 0 all happens here. A few
+    items for each thread are in memory. To be closed when it is left early.
+    """
+    if threads == 0:
+        for item in items:
+            yield finish(work(read(item)))
+        return
+    ahead = 2 * threads + 1
+    remaining = iter(items)
+    reading: deque[Future[Read]] = deque()
+    finishing: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, initializer=initializer)
+
+    def read_ahead() -> None:
+        while len(reading) < ahead:
+            try:
+                reading.append(pool.submit(read, next(remaining)))
+            except StopIteration:
+                return
+
+    try:
+        read_ahead()
+        while reading:
+            value = reading.popleft().result()
+            read_ahead()
+            finishing.append(pool.submit(finish, work(value)))
+            while finishing and (finishing[0].done() or len(finishing) > ahead):
+                yield finishing.popleft().result()
+        while finishing:
+            yield finishing.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
