@@ -174,18 +174,10 @@ def show_tables(tables: Mapping[str, Any]) -> None:
     """Print them; by the first process."""
     if not distributed.is_main():
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.markdown import Markdown
 
     console = Console()
     if not console.is_terminal:
         console.width = 200  # nobody's window: names stay in one piece
-    for table in _tables(tables):
-        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column, title in enumerate(table.head):
-            words = all(row[column][:1].isalpha() or not row[column] for row in table.rows)
-            shown.add_column(title, justify="left" if words or column == 0 else "right")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+    console.print(Markdown(_markdown(tables)))
