@@ -23,11 +23,11 @@ def mortal(name: str, count: int, number: signal.Signals) -> type[Method]:
     """A method whose process gets a signal when ``name`` is called for the n-th time."""
     calls = [0]
 
-    def called(self: Any, *arguments: Any) -> Any:
+    def called(self: Any, *arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == count:
             os.kill(os.getpid(), number)
-        return getattr(Method, name)(self, *arguments)
+        return getattr(Method, name)(self, *arguments, **options)
 
     return type("Mortal", (Method,), {name: called})
 
