@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -33,14 +35,26 @@ def reseed(*parts: int | str) -> None:
     np.random.seed(entropy % 2**32)
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether products of float32 on a GPU round their factors to TF32's 10 bits, for a while."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 def compute_exactly(strict: bool) -> None:
     """The same numbers every time on one machine, and float32 where float32 is asked for.
 
     On the CPU the order of sums also depends on the number of threads (``OMP_NUM_THREADS``).
 
-    TF32, which rounds the factors of products to 10 bits, is off, and cuDNN does not choose
-    algorithms by their speed of the moment. Where an operation has only an implementation that
-    is not deterministic, ``strict`` makes it an error; else it is used.
+    TF32 is off, and cuDNN does not choose algorithms by their speed of the moment, which would not
+    be the same ones every time. Where an operation has only an implementation that is not
+    deterministic, ``strict`` makes it an error; else it is used.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
     torch.set_float32_matmul_precision("highest")
@@ -48,3 +62,8 @@ def compute_exactly(strict: bool) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=not strict)
+    # Else every new tensor is first filled with NaN, a write of its own.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # The fused attentions have a deterministic gradient, but torch takes it only when strict.
+    torch.backends.cuda.enable_flash_sdp(strict)
+    torch.backends.cuda.enable_mem_efficient_sdp(strict)

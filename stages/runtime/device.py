@@ -8,9 +8,6 @@ import torch
 
 from wsssbed_hub.utils.errors import UsageError
 
-AMP = ("off", "bf16", "fp16")
-PRECISION = {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
 
 def choose_device(name: str) -> tuple[torch.device, str]:
     """The device that ``--device`` names, and what it is in words.
@@ -53,7 +50,15 @@ def _gpu(device: torch.device, several: bool, local: int) -> tuple[torch.device,
     return torch.device("cuda", index), torch.cuda.get_device_name(index)
 
 
-def check_amp(amp: str, device: torch.device) -> None:
-    """Raises UsageError if the device cannot compute in the precision ``amp``."""
-    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UsageError("--amp bf16: this GPU has no bfloat16. Say --amp fp16 or --amp off.")
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UsageError if the device cannot compute in that ``--precision``."""
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "tf32" and not ampere:
+        raise UsageError(
+            "--precision tf32: NVIDIA's GPUs have it, from compute capability 8.0 (Ampere) on, and "
+            "this is none. Say --precision float32."
+        )
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UsageError(
+            "--precision bf16: this GPU has no bfloat16. Say --precision fp16 or float32."
+        )

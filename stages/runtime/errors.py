@@ -32,8 +32,8 @@ _SIGNS = (
 _ADVICE = {
     "memory": (
         "The memory is exhausted. On a larger machine the same command goes on from the last "
-        "checkpoint. A smaller --batch-size or --amp bf16 needs less; either is another training, "
-        "which starts with --fresh."
+        "checkpoint. A smaller --batch-size or --precision bf16 needs less; either is another "
+        "training, which starts with --fresh."
     ),
     "deterministic": (
         "An operation of this network has no deterministic implementation on this device. Leave "

@@ -10,15 +10,15 @@ Resizing and averaging are linear and separable: y = R x C^T for each plane x, w
 matrix for the rows and one for the columns. Values come from torch's own kernels, which gather and
 are deterministic. Gradients are the two products R^T g C, and gradients of gradients are torch's
 kernel again, so there are derivatives of every order. Values and gradients have the type of the
-input, whatever autocast says; inside, as in torch's kernels, float64 stays and all else is float32.
+input, whatever autocast says; inside, as in torch's kernels, float64 stays and all else
+is float32, in full also where TF32 is allowed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
+
+from stages.runtime.determinism import tf32
 
 Size = int | Sequence[int]
 Mode = Literal["bilinear", "bicubic"]
@@ -73,7 +75,7 @@ def adaptive_max_pool2d(x: Tensor, size: Size) -> Tensor:
     """float[N, C, H, W] to the largest of ``size`` windows, float[N, C, height, width].
 
     Of equal numbers the first gets the gradient, as in torch. The gradient is deterministic where
-    torch is asked to be, as in every stage (``device.compute_exactly``).
+    torch is asked to be, as in every stage (``determinism.compute_exactly``).
     """
     _, places = F.adaptive_max_pool2d(x.detach(), _pair(size), return_indices=True)
     return x.flatten(2).gather(2, places.flatten(2)).view_as(places)
@@ -158,7 +160,7 @@ class _Transposed(Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, kernel: _Kernel, size: torch.Size) -> Tensor:
         ctx.kernel = kernel
-        with torch.autocast(gradient.device.type, enabled=False), full_float32():
+        with torch.autocast(gradient.device.type, enabled=False), tf32(False):
             return _products(gradient, kernel, size)
 
     @staticmethod
@@ -189,17 +191,6 @@ def _products(g: Tensor, kernel: _Kernel, size: torch.Size) -> Tensor:
     step = max(1, _BLOCK * len(g) // max(1, g.numel()))
     parts = [operation(part.to(exact)).to(g.dtype) for part in g.split(step)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Matrix products on the GPU in float32, though TF32 is allowed for the network's."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _pair(size: Size | None) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from wsssbed_hub.utils.errors import UsageError, did_you_mean
 from wsssbed_hub.utils.options import refuse
 
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
-_OF_TRAINING = {"seed", "seeds", "steps", "epochs", "batch_size", "amp", "checkpoint_every"}
+_OF_TRAINING = {"seed", "seeds", "steps", "epochs", "batch_size", "precision", "checkpoint_every"}
 
 OptionsType = TypeVar("OptionsType", bound="OutputOptions")
 
@@ -65,10 +65,13 @@ class TrainOptions(OutputOptions):
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:N or mps. auto: the GPU if there is one.")
     ] = "auto"
-    amp: Annotated[
-        Literal["off", "bf16", "fp16"],
-        typer.Option(help="Mixed precision of the training; maps are made in float32."),
-    ] = "off"
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16", "fp16"],
+        typer.Option(
+            help="Of the products in the training: tf32 rounds factors to 10 bits (NVIDIA GPUs), "
+            "bf16 and fp16 are mixed precision. Maps are made in float32."
+        ),
+    ] = "float32"
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images of an optimiser step.", show_default="the recipe's"),

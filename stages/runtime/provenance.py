@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from stages.runtime import distributed
-from stages.runtime.device import PRECISION
 from wsssbed_hub.artifacts.manifest import Environment, Ingredient, Provenance
 from wsssbed_hub.artifacts.stage_command import ARTIFACTS, published_command
 from wsssbed_hub.utils.settings import data_root
@@ -24,7 +23,7 @@ PACKAGES = ("numpy", "pillow", "safetensors", "timm", "torchvision")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def environment(device: torch.device, amp: str, deterministic: bool) -> Environment:
+def environment(device: torch.device, precision: str, deterministic: bool) -> Environment:
     """This machine and the versions at work on it, for a network on ``device``."""
     gpu = device.type == "cuda"
     return machine().model_copy(
@@ -32,7 +31,7 @@ def environment(device: torch.device, amp: str, deterministic: bool) -> Environm
             "torch": torch.__version__,
             "cuda": torch.version.cuda if gpu else None,
             "gpu": torch.cuda.get_device_name(device) if gpu else None,
-            "precision": PRECISION[amp],
+            "precision": precision,
             "deterministic": deterministic,
             "processes": distributed.size(),
         }

@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.runtime import distributed
 from stages.runtime.checkpoint import read_tensors
 from stages.runtime.determinism import compute_exactly
-from stages.runtime.device import check_amp, choose_device
+from stages.runtime.device import check_precision, choose_device
 from stages.runtime.method import Initial, Method
 from stages.runtime.options import TrainOptions, choose_recipe
 from stages.runtime.progress import say
@@ -83,7 +83,7 @@ class Session:
         return TrainConfig(
             seed=seed,
             device=self.device,
-            amp=options.amp,
+            precision=options.precision,
             workers=self.workers,
             checkpoint_every=options.checkpoint_every,
         )
@@ -119,15 +119,15 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
         settings = {
             "recipe": {"name": options.recipe} | recorded,
             "initial": one or started_from,
-            "amp": options.amp,
+            "precision": options.precision,
         }
     device, words = choose_device(options.device)
-    check_amp(options.amp, device)
+    check_precision(options.precision, device)
     compute_exactly(options.deterministic)
     distributed.start(device)
     several = f", {distributed.size()} processes" if distributed.size() > 1 else ""
     say(f"{stage} on {device} ({words}{several})")
-    environs = environment(device, options.amp, options.deterministic)
+    environs = environment(device, options.precision, options.deterministic)
     return Session(stage, options, device, environs, recipe, initial, settings)
 
 

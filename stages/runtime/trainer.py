@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from stages.runtime import distributed
 from stages.runtime.batch_norm import synchronise_batchnorm
 from stages.runtime.checkpoint import Checkpoint
-from stages.runtime.determinism import reseed
+from stages.runtime.determinism import reseed, tf32
 from stages.runtime.errors import Interruption, explained, signals_noted, signals_raise
 from stages.runtime.loader import Row, batches, passes_of, rows_of
 from stages.runtime.memory import Memory
@@ -26,7 +26,7 @@ from stages.runtime.method import Batch, Phase, Sources
 from stages.runtime.progress import Course, MetricsLog, progress
 from wsssbed_hub.utils.errors import HubError
 
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class TrainConfig:
 
     seed: int
     device: torch.device
-    amp: str = "off"
-    """A key of ``AMP``: the precision of forward passes; weights and sums stay float32."""
+    precision: str = "float32"
+    """Of products: float32, tf32, or bf16 or fp16 in forward passes; weights stay float32."""
     workers: int = 0
     """Processes that prepare batches, for each training process; 0: the process itself."""
     checkpoint_every: float = 600.0
@@ -124,7 +124,8 @@ class Trainer:
             for name, state in checkpoint.memories.items():
                 self._memories[name].load_state(state)
         course = Course([phase.steps for phase in every])
-        with self._log.opened(checkpoint.log_bytes if checkpoint else 0):
+        log = self._log.opened(checkpoint.log_bytes if checkpoint else 0)
+        with log, tf32(self._config.precision == "tf32"):
             for number, phase in enumerate(every):
                 if checkpoint is None or number >= checkpoint.phase:
                     here = checkpoint if checkpoint and number == checkpoint.phase else None
@@ -164,7 +165,9 @@ class Trainer:
             rows_of(phase, sources, self._config.seed),
             passes_of(phase, sources, distributed.size()),
             list(optimizers),
-            torch.amp.GradScaler(self._config.device.type, enabled=self._config.amp == "fp16"),
+            torch.amp.GradScaler(
+                self._config.device.type, enabled=self._config.precision == "fp16"
+            ),
         )
         if checkpoint is not None and checkpoint.prepared:
             for optimizer, state in zip(work.optimizers, checkpoint.optimizers, strict=True):
@@ -292,12 +295,12 @@ class Trainer:
             raise HubError(
                 f"{phase.name}, step {step + 1:,}: the loss is not finite ({', '.join(wrong)}). "
                 "The training diverged. Begin again with --fresh and a smaller rate (--set), or "
-                "without --amp if it is on."
+                "with --precision float32 if it is another."
             )
         return _StepOutcome(values, stop > 0, save > 0)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        dtype = AMP[self._config.amp]
+        dtype = _AUTOCAST.get(self._config.precision)
         return torch.autocast(self._config.device.type, dtype) if dtype else nullcontext()
 
     def _forget_gradients(self, work: _Work) -> None:

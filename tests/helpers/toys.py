@@ -89,7 +89,7 @@ class Plan:
     accumulate: int = 2
     dropout: float = 0.2
     seed: int = 5
-    amp: str = "off"
+    precision: str = "float32"
     workers: int = 0
     every: float = 1e9
     pause: float = 0.0
@@ -178,7 +178,7 @@ def train(folder: Path, plan: Plan) -> Net:
     folder.mkdir(parents=True, exist_ok=True)
     reseed(plan.seed, "build")
     network = Net(plan.dropout)
-    config = TrainConfig(plan.seed, torch.device("cpu"), plan.amp, plan.workers, plan.every)
+    config = TrainConfig(plan.seed, torch.device("cpu"), plan.precision, plan.workers, plan.every)
     Trainer(network, folder, config).run(phases(network, plan))
     if plan.fail == "writer":
         write_scratch_maps(folder / "maps", "sal", ["a", "b"], network, _broken)

@@ -45,7 +45,7 @@ TRAINING = {
     "--fresh": Words("--fresh", before="--set rate=0.7", also="--version 1.1.0"),
     "--seed": Words("--seed 1"),
     "--device": instead("--device", "cpu", "cuda:9"),
-    "--amp": Words("--amp bf16"),
+    "--precision": Words("--precision bf16"),
     "--batch-size": Words("--batch-size 2"),
     "--workers": instead("--workers", "0", "1"),
     "--steps": Words("--steps 2"),
@@ -109,7 +109,13 @@ REFUSED = {
         f"{BASES[family].replace('--init random', '').replace('--steps 2 --batch-size 4', '')} "
         f"--weights made/{family}.safetensors {words}": "leave"
         for family in ("sod", "cam", "seg", "ssnet")
-        for words in ("--seed 0", "--steps 2", "--batch-size 2", "--amp off", "--init random")
+        for words in (
+            "--seed 0",
+            "--steps 2",
+            "--batch-size 2",
+            "--precision float32",
+            "--init random",
+        )
     },
     f"{BASES['sod']} --weights made/sod.safetensors": "With --weights nothing is trained; leave "
     "--init out",

@@ -73,7 +73,7 @@ def test_the_environment_names_versions_and_precision() -> None:
     found = environment(CPU, "bf16", deterministic=True)
     assert (found.torch, found.precision, found.deterministic) == (
         torch.__version__,
-        "bfloat16",
+        "bf16",
         True,
     )
     assert (found.gpu, found.cuda, found.processes) == (None, None, 1)

@@ -17,6 +17,7 @@ from torch import nn
 from toys import Noise, Plan, train
 
 from stages.runtime.checkpoint import Checkpoint
+from stages.runtime.determinism import tf32
 from stages.runtime.errors import Interruption
 from stages.runtime.method import Phase, Source
 from stages.runtime.trainer import TrainConfig, Trainer
@@ -45,11 +46,26 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert left_in(tmp_path / "a")[0] != left_in(tmp_path / "c")[0]
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_a_training_stopped_at_every_step_ends_with_the_same_bytes(
-    tmp_path: Path, amp: str
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_allowed_while_it_trains_and_not_before_or_after(
+    tmp_path: Path, precision: str
 ) -> None:
-    whole, stopped = Plan(amp=amp), Plan(amp=amp)
+    def state() -> set[bool]:
+        return {torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32}
+
+    seen: set[bool] = set()
+    plan = Plan(precision=precision, at_step=lambda phase, step: seen.update(state()))
+    with tf32(False):
+        train(tmp_path / "a", plan)
+        assert seen == {precision == "tf32"}
+        assert state() == {False}
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_training_stopped_at_every_step_ends_with_the_same_bytes(
+    tmp_path: Path, precision: str
+) -> None:
+    whole, stopped = Plan(precision=precision), Plan(precision=precision)
     train(tmp_path / "whole", whole)
     seen: set[tuple[str, int]] = set()
 

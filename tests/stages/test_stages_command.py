@@ -57,7 +57,8 @@ def test_help_tells_options_and_recipes(capsys: pytest.CaptureFixture) -> None:
         (["--data", "duts"], 1, "Where to get it"),
         (["--version", "one"], 2, "not a version"),
         (["--batch-size", "0"], 2, "--batch-size"),
-        (["--amp", "half"], 2, "--amp"),
+        (["--precision", "half"], 2, "--precision"),
+        (["--precision", "tf32", "--device", "cpu"], 2, "compute capability 8.0"),
     ],
 )
 def test_mistakes_get_a_message_and_an_exit_code(
