@@ -77,6 +77,13 @@ class SodMethod(Method):
     takes_maps: ClassVar[Mapping[str, bool]] = {}
     """Hand-crafted saliency maps of the training images that ``--maps NAME=…`` gives, by name, and
     whether they must be given (else the method makes them itself)."""
+    without_maps: ClassVar[str] = ""
+    """A sentence for people who have not the maps that must be given: what else they can do."""
+
+    @classmethod
+    def maps_of(cls, recipe: Any) -> Mapping[str, bool]:
+        """``takes_maps``, as far as this recipe takes them. Raises UsageError if it cannot be."""
+        return cls.takes_maps
 
     @abstractmethod
     def phases(self, network: Any, data: SodData) -> Iterator[Phase]: ...
@@ -130,7 +137,7 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
     settings = session.settings
     data = None
     if options.weights is None:
-        data = _training_data(method, options)
+        data = _training_data(method, session.recipe, options)
         data_list = list_ingredient("training-list", data.name, data.image_ids)
         used = {name: ingredient(maps) for name, maps in data.maps.items()}
         lists = [data_list, *used.values(), *lists]
@@ -157,13 +164,13 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
     )
 
 
-def _training_data(method: type[SodMethod], options: Options) -> SodData:
+def _training_data(method: type[SodMethod], recipe: Any, options: Options) -> SodData:
     """The images that ``--data`` names, with what the method learns from beside them.
 
     Raises UsageError or HubError for what is not there.
     """
     name, root = options.data, options.data_root
-    maps = _hand_crafted(method, options)
+    maps = _hand_crafted(method, recipe, options)
     masks = open_sod_dataset(name, root) if method.supervision == MASKS else None
     if masks is not None:
         paths = {image_id: masks.image_path(image_id) for image_id in masks.image_ids}
@@ -179,9 +186,9 @@ def _training_data(method: type[SodMethod], options: Options) -> SodData:
     return SodData(name, paths, masks, maps)
 
 
-def _hand_crafted(method: type[SodMethod], options: Options) -> dict[str, Maps]:
+def _hand_crafted(method: type[SodMethod], recipe: Any, options: Options) -> dict[str, Maps]:
     """What ``--maps`` names. Raises UsageError for unknown names and for what is missing."""
-    known = method.takes_maps
+    known = method.maps_of(recipe)
     found = {}
     for text in options.maps or ():
         name, _, where = text.partition("=")
@@ -198,7 +205,7 @@ def _hand_crafted(method: type[SodMethod], options: Options) -> dict[str, Maps]:
     if missing:
         raise UsageError(
             f"{method.card.name} learns from hand-crafted saliency maps. Name those of "
-            f"{' and '.join(missing)} with --maps {missing[0]}=MAPS: {WHERE}."
+            f"{' and '.join(missing)} with --maps {missing[0]}=MAPS: {WHERE}. {method.without_maps}"
         )
     return found
 

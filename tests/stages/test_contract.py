@@ -264,7 +264,7 @@ def mistakes(method: Any, network: nn.Module, data: Any) -> float:
     """Of the predictions for the training images, 0 to 1; 0 where nothing says what is right."""
     found: list[float] = []
     for image_id in data.image_ids:
-        if isinstance(method, SodMethod):
+        if isinstance(method, SodMethod) and data.masks is not None:
             saliency = method.saliency(network, Image(image_id, data.read_image(image_id)))
             found.append(np.abs(saliency / 255 - data.read_mask(image_id) / 255).mean())
         elif isinstance(method, SegMethod):
