@@ -131,7 +131,7 @@ def poly(steps: int, power: float = 0.9) -> Callable[[int], float]:
 class Frozen:
     """A helper network that is used and never trained: features of DINO, an inpainting MAE.
 
-    As an attribute of a module it moves to its devices, but is none of its submodules: it is
+    As an attribute of a ``HasFrozen`` it moves to its device, but is none of its submodules: it is
     always in eval mode, without gradients of its own (they pass through it to its input), and
     neither in checkpoints and weights nor among the trained parameters. Several modules may share
     one, which is then in memory once. Its weights come from an ``Initial`` that is ``frozen``.
@@ -148,7 +148,7 @@ class Frozen:
 
 
 class HasFrozen(nn.Module):
-    """Mixed into a module with ``Frozen`` attributes: they go where it goes."""
+    """A module with ``Frozen`` attributes: they go where it goes."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HasFrozen:
         for value in vars(self).values():

@@ -99,6 +99,13 @@ class Plan:
     at_step: Callable[[str, int], None] | None = None
 
 
+def _fail_in_loss(fail: str, step: int) -> None:
+    if fail == "one process" and step == 1 and distributed.rank() == 1:
+        raise RuntimeError("a bug in one process")
+    if fail == "loss":
+        raise IndexError("a bug in the loss")
+
+
 def phases(network: Net, plan: Plan) -> Iterator[Phase]:
     """SGD with momentum over a poly schedule; then two Adams in turn, from another source too."""
 
@@ -109,8 +116,7 @@ def phases(network: Net, plan: Plan) -> Iterator[Phase]:
         if plan.at_step:
             plan.at_step(name, step)
         time.sleep(plan.pause)
-        if plan.fail == "loss":
-            raise IndexError("a bug in the loss")
+        _fail_in_loss(plan.fail, step)
         terms = {}
         if "noise" in batches:
             for key, image in zip(batches["noise"]["id"], batches["noise"]["image"], strict=True):

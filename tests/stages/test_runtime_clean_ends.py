@@ -73,3 +73,16 @@ def test_a_signal_stops_the_end_of_an_epoch_which_is_then_done_again(tmp_path: P
     assert process.returncode == 143
     assert "stopped: Stopped. Run the same command again" in output
     assert group_is_gone(process.pid)
+
+
+@pytest.mark.slow
+def test_an_exception_in_one_of_two_processes_ends_both(tmp_path: Path) -> None:
+    process = started(tmp_path / "run", {"workers": 1, "fail": "one process"}, processes=2)
+    try:
+        output, _ = process.communicate(timeout=2 * SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 1
+    assert "a bug in one process" in output
+    assert group_is_gone(process.pid)

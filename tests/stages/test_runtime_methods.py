@@ -222,6 +222,19 @@ def test_several_files_of_initial_weights_are_named(
         run_sod(ToyWithHelper, shapes, tmp_path, init=[head, "features=random"])
 
 
+def test_a_helper_in_a_module_that_would_leave_it_behind_is_refused(
+    shapes: Path, tmp_path: Path
+) -> None:
+    class Careless(ToySod):
+        def build(self) -> Net:
+            network = super().build()
+            network.trunk.features = Frozen(nn.Conv2d(3, 3, 1))  # type: ignore[assignment]
+            return network
+
+    with pytest.raises(TypeError, match="trunk holds features and is no HasFrozen"):
+        run_sod(Careless, shapes, tmp_path)
+
+
 class Unsupervised(ToySod):
     """Learns the mean of two hand-crafted maps, one of which it makes itself if need be."""
 
