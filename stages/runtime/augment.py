@@ -63,6 +63,33 @@ def random_crop(planes: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return crop
 
 
+def random_resized_crop(
+    rgb: np.ndarray,
+    size: int,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """torchvision's RandomResizedCrop: a window of uint8[H, W, 3], resized (bicubic) to ``size``.
+
+    ``scale`` is the least and largest share of the area, ``aspect`` of width to height. If ten
+    windows drawn do not fit, the largest in the centre that has an allowed aspect is taken.
+    """
+    height, width = rgb.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            break
+    else:
+        h = min(height, max(1, round(width / aspect[0])))
+        w = min(width, max(1, round(height * aspect[1])))
+        top, left = (height - h) // 2, (width - w) // 2
+    return resize_bicubic(rgb[top : top + h, left : left + w], size, size)
+
+
 def turned(planes: list[np.ndarray], degrees: float) -> list[np.ndarray]:
     """Each uint8[H, W, 3] or uint8[H, W], turned counter-clockwise about its centre and cut to
     the largest upright rectangle inside the turned picture."""

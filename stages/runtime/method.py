@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from stages.runtime.memory import Memory
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import UsageError
 
+Network = TypeVar("Network", bound=nn.Module, covariant=True)
 Sample = Mapping[str, "Tensor | np.ndarray | str"]
 Batch = dict[str, Any]  # a sample's fields, stacked; text becomes a list
 
@@ -128,7 +129,7 @@ def poly(steps: int, power: float = 0.9) -> Callable[[int], float]:
     return lambda step: (1 - step / steps) ** power
 
 
-class Frozen:
+class Frozen(Generic[Network]):
     """A helper network that is used and never trained: features of DINO, an inpainting MAE.
 
     As an attribute of a ``HasFrozen`` it moves to its device, but is none of its submodules: it is
@@ -137,13 +138,13 @@ class Frozen:
     one, which is then in memory once. Its weights come from an ``Initial`` that is ``frozen``.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network.eval().requires_grad_(False)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.network(*arguments, **options)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen[Network]:
         return self  # copies of a network share its helper
 
 
@@ -167,8 +168,8 @@ class Initial:
     where: str
     """Where to get it: an address, or a sentence."""
     frozen: bool = False
-    """Whether they are a helper's, which is not in the trained weights: ``--weights`` needs them
-    beside these."""
+    """Whether they are a helper's that maps are made with, and that is not in the trained weights:
+    ``--weights`` needs them beside these. A helper of the training alone is none of those."""
 
 
 class Method(ABC):
