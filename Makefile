@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check format schema manifests constraints clean
+.PHONY: help install demo demo-table test check format schema manifests constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -25,6 +25,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install  ## images to mIoU on this machine, with a report at the end (about 10 minutes)
 	$(BIN)/wsssbed-hub demo --to $(DEMO) $(DEMO_FLAGS)
 
+demo-table: install  ## the numbers of `make demo` into docs/demo.json and the README
+	cp $(DEMO)/summary.json docs/demo.json
+	$(BIN)/python -m wsssbed_hub.report.summary docs/demo.json README.md
+
 test: install  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
@@ -34,6 +38,7 @@ check: install  ## lint, format, types, generated files
 	$(BIN)/mypy
 	$(BIN)/python -m wsssbed_hub.artifacts.schema --check manifests/manifest.schema.json
 	$(BIN)/python -m wsssbed_hub.registry.release.manifests --check manifests
+	$(BIN)/python -m wsssbed_hub.report.summary --check docs/demo.json README.md
 
 format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from samples import Hub
+from reports import full_report
+from samples import Hub, key_folder
 
 from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.cli import demo
+from wsssbed_hub.report.summary import Summary
 from wsssbed_hub.utils.errors import HubError
 
 
@@ -71,3 +74,26 @@ def test_an_unknown_method_is_refused(command: Hub, tmp_path: Path) -> None:
     assert done.code == 2
     assert "ssnet" in done.err
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_summary_lies_beside_the_report(
+    command: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the steps are one, which prints the report that the others would lead to."""
+    (tmp_path / "report").write_text(full_report().dump())
+    show = f"import pathlib; print(pathlib.Path({str(tmp_path / 'report')!r}).read_text())"
+    folder = tmp_path / "demo"
+
+    class Print(demo.Step):
+        argv = [sys.executable, "-c", show]  # noqa: RUF012
+
+    printing = Print("compare", "hub", ("report",), folder / "report.json")
+    monkeypatch.setattr(demo, "steps", lambda *_: [printing])
+    key_folder(folder / "artifacts" / demo.CAM, "cam", name="cam")
+    done = command("demo", "--to", folder, "--seed", "3", "--quick")
+    assert done.code == 0, done.err
+    assert "words40" in done.out
+    summary = Summary.model_validate_json((folder / "summary.json").read_text())
+    assert summary.command == "wsssbed-hub demo --seed 3 --quick"
+    assert summary.minutes is None  # the folder was there before
+    assert [row.name for row in summary.rows] == [row.name for row in full_report().rows]

@@ -13,7 +13,13 @@ from samples import key_folder, maps_of, png
 
 from wsssbed_hub.artifacts.digests import file_digest, list_digest
 from wsssbed_hub.artifacts.key_folder import complete
-from wsssbed_hub.artifacts.manifest import Environment, Ingredient, Method, Provenance, Result
+from wsssbed_hub.artifacts.manifest import (
+    Environment,
+    Ingredient,
+    MethodCitation,
+    Provenance,
+    Result,
+)
 from wsssbed_hub.artifacts.shard_writer import write_maps
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import make_shapes, open_target
@@ -118,7 +124,7 @@ def _weights(folder: Path, data_root: Path) -> None:
         target="shapes",
         version="1.0.0",
         title="A network for a test",
-        method=Method(name="Net"),
+        method=MethodCitation(name="Net"),
         provenance=_provenance(),
         results=[result],
     )
@@ -155,7 +161,7 @@ def _again(root: Path) -> None:
                 target=target,
                 version="1.0.0",
                 title="Maps for a test",
-                method=Method(name="Test"),
+                method=MethodCitation(name="Test"),
                 provenance=_provenance(made_from=[used]),
             )
     FolderRegistry(root / "registry").publish(root / "made" / "again")
@@ -168,7 +174,9 @@ def _zipped(root: Path) -> None:
 
 def _imported(root: Path) -> None:
     """A key folder that is ready for the index."""
-    card = Card(Method(name="Mine"), parse_trained_on(["duts:pixel masks"]), (), "MIT", None)
+    card = Card(
+        MethodCitation(name="Mine"), parse_trained_on(["duts:pixel masks"]), (), "MIT", None
+    )
     incoming = Import(root / "maps" / "sal", "sal/mine-duts", "shapes", root / "data")
     incoming.problems()
     incoming.write(root / "imported", card)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from wsssbed_hub.cli import cache, containers, contribute, data, find, measure, transfer
+from wsssbed_hub.cli import cache, containers, contribute, data, demo, find, measure, transfer
 from wsssbed_hub.utils.errors import HubError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ transfer.register(app)
 measure.register(app)
 contribute.register(app)
 data.register(app)
+demo.register(app)
 app.add_typer(cache.app, name="cache")
 containers.register(app)
 

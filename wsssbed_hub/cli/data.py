@@ -1,10 +1,9 @@
-"""Datasets on this machine, and the demo: data list|check|make, demo."""
+"""Datasets on this machine: data list|check|make."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,10 +22,6 @@ data = typer.Typer(
 
 class Drawn(StrEnum):
     shapes = "shapes"
-
-
-class Extra(StrEnum):
-    ssnet = "ssnet"
 
 
 @data.command("list")
@@ -110,30 +105,6 @@ def make(
     typer.echo(data_root / name.value)
 
 
-def demo(
-    to: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
-        "demo-output"
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of the data and of the trainings.", min=0)] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Run every part, but train too little to learn much.")
-    ] = False,
-    extra: Annotated[
-        list[Extra] | None,
-        typer.Option("--with", help="Another method, beside the others in the report."),
-    ] = None,
-) -> None:
-    """Run the whole benchmark on a synthetic dataset, from images to mIoU, with a report.
-
-    It needs the extra `stages` and about 10 minutes on two cores, a few more with SSNet. Stopped,
-    it goes on where it was.
-    """
-    from wsssbed_hub.cli.demo import FULL, QUICK, run
-
-    run(to, QUICK if quick else FULL, seed, say=typer.echo, extra=extra or ())
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
     app.add_typer(data, name="data")
-    app.command()(demo)

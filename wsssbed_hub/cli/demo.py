@@ -1,4 +1,4 @@
-"""The whole benchmark on a synthetic dataset, as the commands that a person would type.
+"""demo: the whole benchmark on a synthetic dataset, as the commands that a person would type.
 
 Each is printed, then run. All of them can be interrupted and repeated, so the demo can: what is
 done is found done.
@@ -12,8 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from wsssbed_hub.utils.errors import HubError
 
@@ -52,12 +57,15 @@ class Step:
     title: str
     program: str
     words: tuple[str, ...]
+    output: Path | None = None
+    """The file that takes what it prints."""
 
     @property
     def line(self) -> str:
         """As a person would type it."""
         start = "wsssbed-hub" if self.program == "hub" else "python -m stages"
-        return f"{start} {shlex.join(self.words)}"
+        into = "" if self.output is None else f" > {shlex.quote(str(self.output))}"
+        return f"{start} {shlex.join(self.words)}{into}"
 
     @property
     def argv(self) -> list[str]:
@@ -67,8 +75,9 @@ class Step:
 
 def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) -> Iterator[Step]:
     """The demo below ``folder``, in order; with ``extra`` methods (``SSNET``) before the report."""
-    data, out, registry = folder / "data", folder / "artifacts", folder / "registry"
-    pulled = folder / "pulled"
+    data, out, registry, pulled = (
+        folder / name for name in ("data", "artifacts", "registry", "pulled")
+    )
     rooted = ("--data-root", str(data))
 
     def stage(title: str, name: str, *words: str) -> Step:
@@ -106,9 +115,7 @@ def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) ->
     for name in (*(str(pulled / label) for label in labels), GROUND_TRUTH):
         title = f"train DeepLab-V2 on {Path(name).name}, score it on val"
         yield stage(title, "seg-deeplabv2", "--labels", name)
-    networks = [
-        f"weights/seg-deeplabv2-{name.removeprefix('label/')}" for name in (*labels, GROUND_TRUTH)
-    ]
+    networks = [f"weights/seg-deeplabv2-{Path(name).name}" for name in (*labels, GROUND_TRUTH)]
     yield from publish(*networks)
     shown = [("--sal", key) for key in sals]
     if SSNET in extra:
@@ -120,20 +127,12 @@ def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) ->
         shown += [("--sal", f"sal/{name}"), ("--labels", f"label/{name}")]
         networks.append(f"weights/{name}")
     shown += [("--segmentation", key) for key in networks]
-    yield hub(
-        "compare",
-        "report",
-        "--cam",
-        CAM,
-        *(word for pair in shown for word in pair),
-        "--target",
-        TARGET,
-        *rooted,
-        "--registry",
-        str(registry),
-        "--to",
-        str(folder / "report.html"),
+    words = (
+        *("report", "--cam", CAM, *(word for pair in shown for word in pair)),
+        *("--target", TARGET, *rooted, "--registry", str(registry)),
+        *("--to", str(folder / "report.html"), "--json"),
     )
+    yield Step("compare", "hub", words, folder / "report.json")
 
 
 def run(
@@ -142,23 +141,77 @@ def run(
     seed: int,
     say: Callable[[str], None],
     extra: Collection[str] = (),
-) -> None:
+) -> float | None:
     """Run every step, also those of ``extra`` methods; ``say`` prints the headings.
 
-    Raises HubError at the first step that fails; run it again to go on from there.
+    Returns the minutes that it took, None if an earlier run had begun. Raises HubError at the
+    first step that fails; run it again to go on from there.
     """
     todo = list(steps(folder, scale, seed, extra))
     environment = os.environ | {"WSSSBED_CACHE": str(folder / "cache")}
+    resumed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     for number, step in enumerate(todo, start=1):
         minutes, seconds = divmod(int(time.monotonic() - begin), 60)
         say(f"\n[{number}/{len(todo)}, {minutes}:{seconds:02}] {step.title}\n$ {step.line}")
-        code = subprocess.run(step.argv, env=environment, check=False).returncode
+        with open(step.output, "w") if step.output else nullcontext() as out:
+            code = subprocess.run(step.argv, env=environment, stdout=out, check=False).returncode
         if code != 0:
             raise HubError(
                 f"Step {number} of the demo ({step.title}) ended with exit code {code}. What is "
                 "done is kept: run the demo again to go on from here."
             )
-    minutes, seconds = divmod(int(time.monotonic() - begin), 60)
-    report = (folder / "report.html").resolve().as_uri()
-    say(f"\nDone in {minutes}:{seconds:02}. The report: {report}")
+    return None if resumed else (time.monotonic() - begin) / 60
+
+
+class Extra(StrEnum):
+    ssnet = SSNET
+
+
+def demo(
+    to: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+        "demo-output"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the data and of the trainings.", min=0)] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run every part, but train too little to learn much.")
+    ] = False,
+    extra: Annotated[
+        list[Extra] | None,
+        typer.Option("--with", help="Another method, beside the others in the report."),
+    ] = None,
+) -> None:
+    """Run the whole benchmark on a synthetic dataset, from images to mIoU, with a report.
+
+    It needs the extra `stages` and about 10 minutes on two cores, a few more with SSNet. Stopped,
+    it goes on where it was.
+    """
+    minutes = run(to, QUICK if quick else FULL, seed, say=typer.echo, extra=extra or ())
+    words = ["wsssbed-hub", "demo"] + (["--seed", str(seed)] if seed else [])
+    words += (["--quick"] if quick else []) + [w for name in extra or () for w in ("--with", name)]
+    _finish(to, shlex.join(words), minutes)
+
+
+def _finish(folder: Path, command: str, minutes: float | None) -> None:
+    """Print the report's table, and write ``summary.json`` beside it."""
+    from rich.console import Console
+
+    from wsssbed_hub.artifacts.key_folder import read_manifest
+    from wsssbed_hub.report import Report, terminal_table
+    from wsssbed_hub.report.summary import summarise
+    from wsssbed_hub.utils.files import write_whole
+
+    report = Report.model_validate_json((folder / "report.json").read_text())
+    Console().print(terminal_table(report))
+    made = read_manifest(folder / "artifacts" / CAM).choose(TARGET).entry.provenance
+    assert made is not None  # every stage writes it
+    summary = summarise(report, command, made.environment, minutes)
+    write_whole(folder / "summary.json", summary.dump().encode())
+    time = "" if minutes is None else f" in {minutes:.0f} minutes"
+    typer.echo(f"\nDone{time}. The report: {(folder / 'report.html').resolve().as_uri()}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command()(demo)
