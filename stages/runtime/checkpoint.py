@@ -20,7 +20,8 @@ from stages.backbones.state import load_strictly
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 
-_WRAPPERS = ("state_dict", "model", "network", "params")  # where checkpoints keep their weights
+# Where checkpoints keep their weights; a moving average is what their authors evaluate.
+_WRAPPERS = ("state_dict_ema", "state_dict", "model", "network", "params")
 
 
 @dataclass

@@ -33,6 +33,11 @@ def resize_bicubic(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def resize_bilinear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8[H, W, 3] or uint8[H, W] with Pillow's bilinear resize, with its antialiasing."""
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+
+
 def resize_nearest(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8[H, W] with Pillow's nearest: the pixel under the new pixel's centre."""
     return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.NEAREST))
