@@ -108,11 +108,12 @@ class Performer(nn.Module):
         self.register_buffer("directions", (orthogonal * features**0.5).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        key, query, value = self.kqv(self.norm(x)).chunk(3, -1)
+        kqv = self.kqv(self.norm(x)).to(self.directions)
         with torch.autocast(x.device.type, enabled=False):  # the exponentials overflow in float16
-            key, query = self._features(key.float()), self._features(query.float())
+            key, query, value = kqv.chunk(3, -1)
+            key, query = self._features(key), self._features(query)
             total = query @ key.sum(1).unsqueeze(2)
-            found = query @ (key.transpose(1, 2) @ value.float()) / (total + EPSILON)
+            found = query @ (key.transpose(1, 2) @ value) / (total + EPSILON)
         x = x + self.dropout(self.proj(found))
         return x + self.dropout(self.mlp(x))
 
