@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,12 +18,12 @@ from stages.runtime.artifacts import (
     images_of,
     list_ingredient,
     open_maps,
-    train_and_write,
     without_gradients,
 )
 from stages.runtime.method import Image, Method, Phase
 from stages.runtime.options import WHERE, TrainOptions
 from stages.runtime.session import setup
+from stages.runtime.study import Inference, Training, train_and_write
 from stages.runtime.training import Trained
 from wsssbed_hub.artifacts.manifest import TrainedOn
 from wsssbed_hub.datasets import Target, open_target
@@ -114,6 +115,14 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
     source = TrainedOn(dataset=target.name, images=images, supervision="image labels")
     train_and_write(
         session,
+        Training(
+            options.out / "runs" / folder,
+            lambda scratch: method(session.recipe, scratch, target.num_classes),
+            data,
+            settings,
+            None if options.weights else options.seed,
+            lists,
+        ),
         Artifact(
             key=key,
             title=f"Activation maps of {method.card.name} on {target.name}",
@@ -123,14 +132,8 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
             options=options,
             image_ids=ids,
         ),
-        "cam",
-        options.out / "runs" / folder,
-        make=lambda scratch: method(session.recipe, scratch, target.num_classes),
-        data=data,
-        settings=settings,
-        lists=lists,
-        read=data.image,
-        produce=lambda trained, image: _activations(trained, data, image),
+        Inference("cam", data.image, partial(_activations, data=data)),
+        [],
     )
 
 
@@ -144,7 +147,7 @@ def _saliency(stage: str, method: type[CamMethod], options: Options) -> Maps | N
     return open_maps(options.sal, options.target, "sal")
 
 
-def _activations(trained: Trained, data: CamData, image: Image) -> Activations:
+def _activations(trained: Trained, image: Image, *, data: CamData) -> Activations:
     maps = without_gradients(
         lambda image: trained.method.activations(trained.network, image, data), image
     )

@@ -18,9 +18,6 @@ from stages.runtime.determinism import reseed
 from stages.runtime.method import Image
 from stages.runtime.options import OutputOptions
 from stages.runtime.progress import progress, say
-from stages.runtime.provenance import provenance
-from stages.runtime.session import Session
-from stages.runtime.training import Trained, locked, trained_network
 from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete, finished
 from wsssbed_hub.artifacts.keys import Key
@@ -37,7 +34,6 @@ from wsssbed_hub.registry.open_artifact import (
 )
 from wsssbed_hub.utils.errors import HubError, UsageError
 
-SELECTION = "last iteration"
 _ENCODERS = 2  # threads that turn maps between phases into PNGs
 
 
@@ -105,49 +101,6 @@ class Artifact:
         if entry is not None:
             say(f"{name} is finished, in {self.folder}: nothing to do.")
         return entry is not None
-
-
-def train_and_write(
-    session: Session,
-    artifact: Artifact,
-    kind: str,
-    folder: Path,
-    *,
-    make: Callable[[Path], Any],
-    data: Any,
-    settings: Mapping[str, Any],
-    lists: Sequence[Ingredient],
-    read: Callable[[str], Image],
-    produce: Callable[[Trained, Image], np.ndarray | Activations],
-) -> None:
-    """The whole of a stage that makes maps: train in ``folder``, write the maps, the manifest.
-
-    ``make``, ``data`` and ``settings`` are those of ``trained_network``. ``read`` gives an image
-    and ``produce`` its maps; ``lists`` are further ingredients. What an earlier command did is not
-    done again.
-    """
-    seed = session.options.seed
-    with locked(folder):
-        if artifact.is_there():
-            return
-        trained = trained_network(session, make, data, folder, settings=settings, seed=seed)
-        if trained.now or session.options.fresh:
-            artifact.discard_unfinished()
-        given = session.options.weights is not None
-        write_artifact(
-            artifact,
-            kind,
-            lambda image: produce(trained, image),
-            lambda: provenance(
-                session.stage,
-                session.environment,
-                [*trained.made_from, *lists],
-                seed=None if given else seed,
-                selection=None if given else SELECTION,
-            ),
-            read=read,
-            threads=session.workers,
-        )
 
 
 def write_artifact(

@@ -200,6 +200,8 @@ class Saliency(Benchmark):
     """Both saliency maps uint8[H, W] of an image."""
     crf: Mapping[str, Any]
     """The settings of the CRF."""
+    threads: int = 0
+    """Of each process, which read ahead."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -216,12 +218,20 @@ class Saliency(Benchmark):
     def measure(self, trained: Trained) -> Score:
         scores = _saliency_metrics()
         title, share = f"measuring saliency on {self.dataset.name}", self.share()
-        with progress(title, len(share), "image") as show:
-            for done, image_id in enumerate(share, start=1):
-                image = Image(image_id, self.dataset.read_image(image_id))
-                mask = self.dataset.read_mask(image_id)
-                with torch.inference_mode():
-                    maps = self.predict(trained, image)
+
+        def read(image_id: str) -> tuple[Image, np.ndarray]:
+            image = Image(image_id, self.dataset.read_image(image_id))
+            return image, self.dataset.read_mask(image_id)
+
+        def predict(
+            found: tuple[Image, np.ndarray],
+        ) -> tuple[str, np.ndarray, Mapping[str, np.ndarray]]:
+            with torch.inference_mode():
+                return found[0].id, found[1], self.predict(trained, found[0])
+
+        made = pipeline(share, read, predict, lambda found: found, threads=self.threads)
+        with progress(title, len(share), "image") as show, closing(made):
+            for done, (image_id, mask, maps) in enumerate(made, start=1):
                 for kind, score in scores.items():
                     score.add(maps[kind], mask, image_id)
                 show(done, "")

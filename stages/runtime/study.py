@@ -1,6 +1,7 @@
-"""Studies: several trainings of one command, over seeds and over whatever a method compares.
+"""Studies: the trainings of one command, over seeds and over whatever a method compares.
 
-Each training is done once and measured once, whatever asks for it; each artifact is written once.
+Each is done once and measured once, whatever asks for it; each artifact is written once. A stage
+that trains one network is a ``train_and_write``.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from stages.runtime import distributed
-from stages.runtime.artifacts import SELECTION, Artifact, write_artifact
+from stages.runtime.artifacts import Artifact, write_artifact
 from stages.runtime.measuring import Benchmark, Score, Seed
-from stages.runtime.method import Method
+from stages.runtime.method import Image, Method
 from stages.runtime.options import TrainOptions
 from stages.runtime.progress import say
 from stages.runtime.provenance import provenance
 from stages.runtime.session import Session
-from stages.runtime.training import Trained, trained_network
+from stages.runtime.training import Trained, locked, trained_network
 from wsssbed_hub.artifacts.manifest import Ingredient, Provenance
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import Target
@@ -30,8 +31,7 @@ from wsssbed_hub.registry.open_artifact import Activations, Maps, open_artifact
 from wsssbed_hub.utils.errors import UsageError
 from wsssbed_hub.utils.files import expect_trouble, write_whole
 
-Produce = Callable[[Trained, str], "np.ndarray | Activations"]
-"""Makes the maps of an image, by its id, with a trained network."""
+SELECTION = "last iteration"
 
 
 def seeds_of(seeds: str | None, options: TrainOptions) -> list[Seed]:
@@ -68,6 +68,16 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Inference:
+    """How a trained network makes maps."""
+
+    kind: str
+    read: Callable[[str], Image]
+    """The image of an id; called ahead, in threads."""
+    make: Callable[[Trained, Image], np.ndarray | Activations]
+
+
+@dataclass(frozen=True)
 class Measured:
     """What is kept of a trained network while the next one is trained."""
 
@@ -89,7 +99,7 @@ class Study:
         self._begun: set[Path] = set()
         self._trained: set[Path] = set()  # by this command
         self._finished: set[str] = set()  # artifacts, by an earlier command
-        self._maps: dict[Path, tuple[Maps, list[Ingredient]]] = {}
+        self._maps: dict[Path, tuple[Maps, list[Ingredient]]] = {}  # by their folder
 
     def of_seed(self, artifact: Artifact, seed: Seed) -> Artifact:
         """The artifact that is made with one of the seeds."""
@@ -156,48 +166,29 @@ class Study:
         distributed.on_main(lambda: write_json(path, read_json(path) | entry))
         return score
 
-    def maps(self, training: Training, artifact: Artifact, kind: str, produce: Produce) -> Maps:
+    def maps(self, training: Training, artifact: Artifact, how: Inference) -> Maps:
         """The maps that others are trained on: made once, and kept in the training's folder.
 
         ``artifact`` describes them; it is written by ``publish`` alone.
         """
-        return self._kept(training, artifact, kind, produce)[0]
+        return self._kept(training, artifact, how)[0]
 
-    def publish(self, training: Training, artifact: Artifact, kind: str, produce: Produce) -> Maps:
+    def publish(self, training: Training, artifact: Artifact, how: Inference) -> Maps:
         """``maps``, which are copied into the artifact unless that is finished."""
-        maps, made_from = self._kept(training, artifact, kind, produce)
+        maps, made_from = self._kept(training, artifact, how)
         artifact = self.of_seed(artifact, training.seed)
         if artifact.key not in self._finished:
             artifact.discard_unfinished()  # what is there may come of another training
             made = partial(self._made, training, made_from)
-            write_artifact(artifact, kind, maps.read, made, threads=self.session.workers)
+            write_artifact(artifact, how.kind, maps.read, made, threads=self.session.workers)
         return maps
-
-    def _kept(
-        self, training: Training, artifact: Artifact, kind: str, produce: Produce
-    ) -> tuple[Maps, list[Ingredient]]:
-        """The maps, and what this command makes them from: their own manifest names a command that
-        may have left no artifact."""
-        if training.folder not in self._maps:
-            trained = self.train(training)
-            options = replace(artifact.options, out=training.folder, version="1.0.0", fresh=False)
-            kept = replace(artifact, options=options)
-            if not kept.is_there():
-                made = partial(self._made, training, trained.made_from)
-                write_artifact(
-                    kept, kind, partial(produce, trained), made, threads=self.session.workers
-                )
-            maps = open_artifact(kept.folder, options.target, kind=kind)
-            self._maps[training.folder] = (maps, trained.made_from)
-        return self._maps[training.folder]
 
     def write_maps(
         self,
         training: Training,
         trained: Trained,
         artifact: Artifact,
-        kind: str,
-        produce: Produce,
+        how: Inference,
         more: Sequence[Ingredient] = (),
     ) -> None:
         """Write the maps that come of a trained network, unless they are finished.
@@ -205,13 +196,41 @@ class Study:
         ``more`` are ingredients beside those of the training.
         """
         artifact = self.of_seed(artifact, training.seed)
-        if artifact.key in self._finished:
-            return
-        if trained.now or self.session.options.fresh:
-            artifact.discard_unfinished()
-        made = partial(self._made, training, trained.made_from, more)
+        if artifact.key not in self._finished:
+            if trained.now or self.session.options.fresh:
+                artifact.discard_unfinished()
+            self._infer(training, trained, artifact, how, more)
+
+    def _kept(
+        self, training: Training, artifact: Artifact, how: Inference
+    ) -> tuple[Maps, list[Ingredient]]:
+        """The maps, and what this command makes them from: their own manifest names a command that
+        may have left no artifact."""
+        options = replace(artifact.options, out=training.folder, version="1.0.0", fresh=False)
+        kept = replace(artifact, options=options)
+        if kept.folder not in self._maps:
+            trained = self.train(training)
+            if not kept.is_there():
+                self._infer(training, trained, kept, how)
+            maps = open_artifact(kept.folder, options.target, kind=how.kind)
+            self._maps[kept.folder] = (maps, trained.made_from)
+        return self._maps[kept.folder]
+
+    def _infer(
+        self,
+        training: Training,
+        trained: Trained,
+        artifact: Artifact,
+        how: Inference,
+        more: Sequence[Ingredient] = (),
+    ) -> None:
         write_artifact(
-            artifact, kind, partial(produce, trained), made, threads=self.session.workers
+            artifact,
+            how.kind,
+            partial(how.make, trained),
+            partial(self._made, training, trained.made_from, more),
+            read=how.read,
+            threads=self.session.workers,
         )
 
     def write_weights(
@@ -266,6 +285,24 @@ class Study:
             seed=training.seed,
             selection=None if training.seed is None else SELECTION,
         )
+
+
+def train_and_write(
+    session: Session,
+    training: Training,
+    artifact: Artifact,
+    how: Inference,
+    more: Sequence[Ingredient],
+) -> None:
+    """The whole of a stage that trains one network and makes maps with it.
+
+    ``more`` are ingredients beside those of the training. What an earlier command did is not done
+    again.
+    """
+    study = Study(session, [training.seed])
+    with locked(training.folder):
+        if not study.is_finished({training.seed: [artifact]}):
+            study.write_maps(training, study.train(training), artifact, how, more)
 
 
 def scores_of(benchmark: Benchmark, measured: Mapping[Seed, Measured]) -> dict[Seed, Score]:

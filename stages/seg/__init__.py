@@ -187,7 +187,7 @@ class _Request:
             val,
             partial(_predicted, crf=crf),
             crf.preset if crf else None,
-            threads=max(1, session.train_config(0).workers),
+            threads=max(1, session.workers),
         )
         return cls(session, method, data, benchmark, name, ingredients, settings, seeds, crf)
 

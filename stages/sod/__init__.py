@@ -18,12 +18,12 @@ from stages.runtime.artifacts import (
     list_ingredient,
     open_maps,
     require_count,
-    train_and_write,
     without_gradients,
 )
 from stages.runtime.method import Image, Method, Phase
 from stages.runtime.options import WHERE, TrainOptions
 from stages.runtime.session import setup
+from stages.runtime.study import Inference, Training, train_and_write
 from wsssbed_hub.artifacts.manifest import Supervision, TrainedOn
 from wsssbed_hub.datasets import (
     SOD_DATASETS,
@@ -133,34 +133,38 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
     target = open_target(options.target, options.data_root)
     split = options.split or target.training_split
     ids = images_of(target, split, options.limit)
-    lists = [list_ingredient("target-list", f"{target.name} {split}", ids)]
     settings = session.settings
-    data = None
+    data, seen = None, []
     if options.weights is None:
         data = _training_data(method, session.recipe, options)
-        data_list = list_ingredient("training-list", data.name, data.image_ids)
         used = {name: ingredient(maps) for name, maps in data.maps.items()}
-        lists = [data_list, *used.values(), *lists]
+        seen = [list_ingredient("training-list", data.name, data.image_ids), *used.values()]
         settings = settings | {
             "seed": options.seed,
             "data": options.data,
-            "data_list": data_list.digest,
+            "data_list": seen[0].digest,
         }
         if used:
             settings["maps"] = {name: maps.digest for name, maps in used.items()}
     train_and_write(
         session,
-        _artifact(stage, method, options, data, {**settings, "split": split}, ids),
-        "sal",
-        options.out / "runs" / f"{stage}-{options.data}",
-        make=lambda scratch: method(session.recipe, scratch),
-        data=data,
-        settings=settings,
-        lists=lists,
-        read=lambda image_id: Image(image_id, target.read_image(image_id)),
-        produce=lambda trained, image: without_gradients(
-            partial(trained.method.saliency, trained.network), image
+        Training(
+            options.out / "runs" / f"{stage}-{options.data}",
+            lambda scratch: method(session.recipe, scratch),
+            data,
+            settings,
+            None if options.weights else options.seed,
+            seen,
         ),
+        _artifact(stage, method, options, data, {**settings, "split": split}, ids),
+        Inference(
+            "sal",
+            lambda image_id: Image(image_id, target.read_image(image_id)),
+            lambda trained, image: without_gradients(
+                partial(trained.method.saliency, trained.network), image
+            ),
+        ),
+        [list_ingredient("target-list", f"{target.name} {split}", ids)],
     )
 
 

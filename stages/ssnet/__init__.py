@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,7 +41,15 @@ from stages.runtime.method import Image
 from stages.runtime.options import SeveralTrainings
 from stages.runtime.progress import say
 from stages.runtime.session import Session, setup
-from stages.runtime.study import Measured, Study, Training, folder_of, scores_of, seeds_of
+from stages.runtime.study import (
+    Inference,
+    Measured,
+    Study,
+    Training,
+    folder_of,
+    scores_of,
+    seeds_of,
+)
 from stages.runtime.training import Trained, locked
 from stages.ssnet.samples import SsnetData
 from stages.ssnet.ssnet import SALIENCY_CRF, SETTINGS, Method, Setting
@@ -241,18 +249,19 @@ class _Request:
     @cached_property
     def sod_benchmarks(self) -> list[Saliency]:
         """Those at hand, which is said once."""
+        limit, threads = self.options.limit, self.study.session.workers
+        crf = asdict(SALIENCY_CRF)
         return [
-            Saliency(
-                dataset, dataset.image_ids[: self.options.limit], _saliencies, asdict(SALIENCY_CRF)
-            )
-            for dataset in sod_benchmarks(self.options, self.options.data)
+            Saliency(one, one.image_ids[:limit], _saliencies, crf, threads)
+            for one in sod_benchmarks(self.options, self.options.data)
         ]
 
     def benchmarks(self, setting: Setting, *, saliency: bool = True) -> list[Benchmark]:
         """What the setting is measured on, as far as it learns that."""
         found: list[Benchmark] = []
         if setting.learns_segmentation:
-            found.append(Segmentation(self.target, self.val, _segmentation))
+            threads = self.study.session.workers
+            found.append(Segmentation(self.target, self.val, _segmentation, threads=threads))
         return found + (self.sod_benchmarks if setting.learns_saliency and saliency else [])
 
     # Names and settings.
@@ -314,7 +323,7 @@ class _Request:
         if setting.base is not None and not self.given:
             artifact = self.label(setting.base, seed)
             base = self.training(setting.base, seed)
-            labels = self.study.maps(base, artifact, "label", self._pseudo_label)
+            labels = self.study.maps(base, artifact, self._labelling)
             digest = settings["labels"] = ingredient(labels).digest
             key = f"{self.study.of_seed(artifact, seed).key}@{self.options.version}"
             ingredients.append(Ingredient(role="label", key=key, digest=digest))
@@ -401,29 +410,36 @@ class _Request:
         study, labels_of = self.study, self._labels_of(setting)
         if labels_of is not None and not self.given:
             base, artifact = self.training(labels_of, seed), self.label(labels_of, seed)
-            study.publish(base, artifact, "label", self._pseudo_label)
+            study.publish(base, artifact, self._labelling)
         training = self.training(setting, seed)
         trained = study.train(training)
         write = partial(study.write_maps, training, trained, more=[self.over("target-list")])
         if setting.is_base and self.given:
-            write(self.label(setting, seed), "label", self._pseudo_label)
+            write(self.label(setting, seed), self._labelling)
         measured = study.measure(training, trained, self.benchmarks(setting), setting.name)
         if setting.learns_saliency:
-            write(self.saliency(setting, seed), "sal", self._saliency)
+            make = partial(_saliency_map, crf=self.crf)
+            write(self.saliency(setting, seed), Inference("sal", self._image, make))
         return measured
 
-    def _pseudo_label(self, trained: Trained, image_id: str) -> np.ndarray:
-        class_ids = np.array(self.target.image_labels(image_id), np.int64)
-        return without_gradients(
-            partial(trained.method.pseudo_label, trained.network),
-            Image(image_id, self.target.read_image(image_id), class_ids),
-        )
+    @property
+    def _labelling(self) -> Inference:
+        return Inference("label", self._image_with_classes, _pseudo_label)
 
-    def _saliency(self, trained: Trained, image_id: str) -> np.ndarray:
-        return without_gradients(
-            partial(trained.method.saliency, trained.network, crf=self.crf),
-            Image(image_id, self.target.read_image(image_id)),
-        )
+    def _image(self, image_id: str) -> Image:
+        return Image(image_id, self.target.read_image(image_id))
+
+    def _image_with_classes(self, image_id: str) -> Image:
+        class_ids = np.array(self.target.image_labels(image_id), np.int64)
+        return replace(self._image(image_id), class_ids=class_ids)
+
+
+def _pseudo_label(trained: Trained, image: Image) -> np.ndarray:
+    return without_gradients(partial(trained.method.pseudo_label, trained.network), image)
+
+
+def _saliency_map(trained: Trained, image: Image, *, crf: CrfSettings | None) -> np.ndarray:
+    return without_gradients(partial(trained.method.saliency, trained.network, crf=crf), image)
 
 
 def _segmentation(trained: Trained, image: Image) -> Predicted:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.__main__ import run_stage
-from stages.runtime import artifacts, study, training
+from stages.runtime import study, training
 from stages.runtime.catalogue import Stage, all_stages
 from stages.runtime.method import Image
 from stages.runtime.trainer import Trainer
@@ -111,8 +111,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, nn.Module, Any]]
         found.append((result.method, result.network, data))
         return result
 
-    for module in (artifacts, study):
-        monkeypatch.setattr(module, "trained_network", keeping)
+    monkeypatch.setattr(study, "trained_network", keeping)
     return found
 
 
