@@ -113,7 +113,7 @@ def rows_of(phase: Phase, sources: Sources, seed: int) -> dict[str, Row]:
 
 
 @dataclass(frozen=True)
-class _Trouble:
+class _SampleError:
     """A HubError on its way out of a worker: raised there, it would come with a traceback."""
 
     error: HubError
@@ -127,12 +127,12 @@ class _Batches(Dataset[Any]):
         self._passes, self._rank, self._processes = passes, rank, processes
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
-    def __getitem__(self, place: Place) -> dict[str, Batch] | _Trouble:
+    def __getitem__(self, place: Place) -> dict[str, Batch] | _SampleError:
         try:
             found = {name: self._batch(name, row, *place) for name, row in self._rows.items()}
             _share(found)
         except HubError as error:
-            return _Trouble(error)
+            return _SampleError(error)
         return found
 
     def _batch(self, name: str, row: Row, batch: int, number: int) -> Batch:
@@ -199,7 +199,7 @@ def batches(
     iterator = iter(loader)
     try:
         for batch in iterator:
-            if isinstance(batch, _Trouble):
+            if isinstance(batch, _SampleError):
                 raise batch.error
             yield {name: _moved(fields, device) for name, fields in batch.items()}
     finally:

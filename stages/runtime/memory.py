@@ -50,6 +50,10 @@ class Memory:
         entry = (self._step, distributed.rank(), len(self._put), key, np.array(value))
         self._put.append(entry)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What samples need in a worker that is not forked: the update may be any function."""
+        return {"_update": _replace, "_values": self._values, "_put": [], "_step": 0}
+
     def clear(self) -> None:
         """Forget everything. For ``Phase.prepare``."""
         self._values, self._put = {}, []

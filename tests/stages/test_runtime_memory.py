@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,13 @@ def test_two_memories_of_one_name_are_refused(tmp_path: Path) -> None:
     both = [phases(network, [], Memory())[0], phases(network, [], Memory())[1]]
     with pytest.raises(ValueError, match="'sums'"):
         Trainer(network, tmp_path, TrainConfig(0, torch.device("cpu"))).run(both)
+
+
+def test_samples_may_be_sent_to_a_worker_that_is_not_forked() -> None:
+    memory = Memory(lambda key, old, new: new + 1)
+    memory.put("a", ONE)
+    memory.end_epoch("any")
+    memory.put("b", ONE)
+    sent = pickle.loads(pickle.dumps(Remembered(memory)))
+    assert sent.memory.get("a").tolist() == [2.0, 2.0]
+    assert sent.memory.get("b") is None
