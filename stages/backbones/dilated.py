@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stages.backbones.imagenet import timm_model
 from stages.backbones.state import Rules, load_strictly
+from stages.backbones.vgg import Vgg16, without_classifier
 from wsssbed_hub.utils.errors import UsageError
 
 DilatedName = Literal["densenet169", "vgg16", "densenet-small"]
@@ -24,7 +25,6 @@ STRIDE = 8  # pixels of the image for one of the feature
 
 # torchvision's own file numbers the layers of a dense layer as norm.1; the modules are norm1.
 _OLD_NAMES: Rules = ((r"\.(norm|conv)\.([12])\.", r".\g<1>\g<2>."),)
-_CLASSIFIERS = ("classifier.", "pre_logits.", "head.")
 
 
 class _Dense(NamedTuple):
@@ -52,7 +52,8 @@ class Dilated(nn.Module):
         super().__init__()
         self.name = name
         if name == "vgg16":
-            self.features, self.channels = _vgg16(), 512
+            self.features = Vgg16(("conv5_3",), pool4="none").features
+            self.channels = 512
         else:
             self.features = _densenet(_DENSENETS[name])
             drop_pooling(self.features, (2, 3))
@@ -66,8 +67,7 @@ class Dilated(nn.Module):
 
         Raises HubError if the rest does not fit exactly.
         """
-        kept = {k: v for k, v in state.items() if not _of_classifier(k)}
-        load_strictly(self, kept, source, _OLD_NAMES)
+        load_strictly(self, without_classifier(state), source, _OLD_NAMES)
 
 
 def timm_imagenet(name: DilatedName) -> dict[str, Tensor]:
@@ -100,26 +100,7 @@ def _densenet(shape: _Dense) -> nn.Sequential:
     return DenseNet(shape.growth, shape.blocks, shape.stem, num_classes=1).features
 
 
-def _vgg16() -> nn.Sequential:
-    from torchvision.models import vgg
-
-    features = vgg.make_layers(vgg.cfgs["D"])
-    *_, fourth, fifth = (n for n, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d))
-    _dilate(features[fourth:], 2)
-    features[fourth] = nn.Identity()  # the layers after it keep their numbers
-    for layer in features:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-    return features[:fifth]
-
-
 def _dilate(module: nn.Module, dilation: int) -> None:
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
             conv.dilation = conv.padding = (dilation, dilation)
-
-
-def _of_classifier(key: str) -> bool:
-    return key.removeprefix("module.").startswith(_CLASSIFIERS)

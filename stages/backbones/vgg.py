@@ -1,0 +1,161 @@
+"""VGG-16 (Simonyan and Zisserman, arXiv 1409.1556) with named taps, in the forms of several papers.
+
+The layers are torchvision's, so the entries of ``features`` have the names of its checkpoints
+whatever a paper does with the last two poolings:
+
+- ``halve``: 2x2, stride 2, as in the paper (DSS's port, PFAN);
+- ``halve3``: 3x3, stride 2, padding 1 (DSS's authors);
+- ``keep``: 3x3, stride 1, padding 1 (OAA, L2G, DRS: the fourth);
+- ``none``: nothing (SSNet: the fourth).
+
+After a fourth pooling that keeps the size, the convolutions of stage 5 have dilation 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.backbones.imagenet import timm_model
+from stages.backbones.state import Rules, load_strictly
+from stages.runtime.images import STD_RGB
+
+Pooling = Literal["halve", "halve3", "keep", "none"]
+_CLASSIFIERS = ("classifier.", "pre_logits.", "head.")  # torchvision's and timm's
+# Several published networks hold the backbone as ``base.0.weight`` or ``vgg16.0.weight``.
+_BARE_NAMES: Rules = ((r"^(\d+)\.", r"features.\1."),)
+_CONVOLUTIONS = (2, 2, 3, 3, 3)
+_DEPTHS = (1, 2, 4, 8, 8)  # channels of the stages, over those of the first
+
+
+class Vgg16(nn.Module):
+    """float[N, 3, H, W] to the features that ``taps`` name, in a dict.
+
+    ``conv3_2`` is the second convolution of stage 3 after its activation, ``pool3`` the pooling at
+    the stage's end. What comes after the last tap is not made. ``width`` is the number of channels
+    of the first stage (64 in the paper), and ``channels`` says those of every tap.
+    ``activation(channels)`` makes each activation, ReLU by default. ``first_padding`` is that of
+    the very first convolution. With ``round_up`` the poolings round sizes up, as in Caffe.
+    ``dropout`` is the share of numbers dropped after each of the first four poolings in training.
+    The weights are random (He et al., fan out).
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str],
+        *,
+        width: int = 64,
+        pool4: Pooling = "halve",
+        pool5: Pooling = "halve",
+        first_padding: int = 1,
+        round_up: bool = False,
+        dropout: float = 0.0,
+        activation: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.taps = tuple(taps)
+        self.dropout = dropout
+        self.features, names = _layers(width, (pool4, pool5), round_up, activation)
+        unknown = set(self.taps) - set(names)
+        if unknown:
+            raise ValueError(f"no layers of a VGG-16: {sorted(unknown)}")
+        self.features = self.features[: max(names[tap] for tap in self.taps) + 1]
+        self._names = {n: name for name, n in names.items()}
+        stages = {tap: int(tap.removeprefix("conv").removeprefix("pool")[0]) for tap in taps}
+        self.channels = {tap: _DEPTHS[stage - 1] * width for tap, stage in stages.items()}
+        first = self.features[0]
+        assert isinstance(first, nn.Conv2d)
+        first.padding = (first_padding, first_padding)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        found, x = {}, image
+        for n, layer in enumerate(self.features):
+            x = layer(x)
+            name = self._names.get(n, "")
+            if name in self.taps:
+                found[name] = x
+            if self.dropout and name.startswith("pool") and name != "pool5":
+                x = F.dropout(x, self.dropout, self.training)
+        return found
+
+    def load_initial(self, state: Mapping[str, Tensor], source: str) -> None:
+        """An ImageNet VGG-16 in torchvision's or timm's names; its classifier is left out.
+
+        Raises HubError if the rest does not fit exactly.
+        """
+        load_strictly(self, without_classifier(state), source, _BARE_NAMES)
+
+
+def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of torchvision's or timm's ImageNet models that are not their classifiers'."""
+    return {
+        key: value
+        for key, value in state.items()
+        if not key.removeprefix("module.").startswith(_CLASSIFIERS)
+    }
+
+
+def timm_imagenet() -> dict[str, Tensor]:
+    """torchvision's ImageNet weights, by timm from the Hub cache. Raises HubError without them."""
+    return dict(timm_model("vgg16.tv_in1k").state_dict())
+
+
+def for_caffe_input(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's weights, made to take BGR, 0..255, minus a mean colour.
+
+    The factors 1/(255 deviation) and the order of the channels go into the first convolution. The
+    mean stays with the caller: Caffe's differs from torchvision's by about one grey level.
+    """
+    scale = 1.0 / (255.0 * torch.tensor(STD_RGB, dtype=torch.float64).view(1, 3, 1, 1))
+    first = state["features.0.weight"]
+    folded = (first.double() * scale).flip(1).to(first.dtype)
+    return dict(state) | {"features.0.weight": folded}
+
+
+def _layers(
+    width: int,
+    last_pools: tuple[Pooling, Pooling],
+    round_up: bool,
+    activation: Callable[[int], nn.Module] | None,
+) -> tuple[nn.Sequential, dict[str, int]]:
+    """torchvision's layers, and the number of the last layer of each tap."""
+    from torchvision.models import vgg
+
+    plan = [v if isinstance(v, str) else v * width // 64 for v in vgg.cfgs["D"]]
+    layers = vgg.make_layers(plan)
+    pools: tuple[Pooling, ...] = ("halve", "halve", "halve", *last_pools)
+    names: dict[str, int] = {}
+    n = 0
+    for stage, count in enumerate(_CONVOLUTIONS, 1):
+        for number in range(1, count + 1):
+            conv = layers[n]
+            assert isinstance(conv, nn.Conv2d)
+            _draw(conv)
+            if stage == 5 and last_pools[0] in ("keep", "none"):
+                conv.dilation = conv.padding = (2, 2)
+            if activation is not None:
+                layers[n + 1] = activation(conv.out_channels)
+            names[f"conv{stage}_{number}"] = n + 1
+            n += 2
+        layers[n] = _pooling(pools[stage - 1], round_up)
+        names[f"pool{stage}"] = n
+        n += 1
+    return layers, names
+
+
+def _pooling(kind: Pooling, round_up: bool) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if kind == "halve":
+        return nn.MaxPool2d(2, 2, ceil_mode=round_up)
+    return nn.MaxPool2d(3, 1 if kind == "keep" else 2, 1, ceil_mode=round_up)
+
+
+def _draw(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
