@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from stages.runtime.catalogue import Stage, all_stages, find_stage
+from wsssbed_hub.utils.arithmetic import portable_settings
 from wsssbed_hub.utils.errors import HubError
 
 # torch's threads spin while they wait for each other. Where other work shares the cores, that costs
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         stage = find_stage(arguments[0])
+        if "--deterministic" in arguments:  # before torch and NumPy are imported
+            os.environ.update(portable_settings())
     except HubError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def _entropy(parts: tuple[int | str, ...]) -> int:
@@ -67,3 +68,19 @@ def compute_exactly(strict: bool) -> None:
     # The fused attentions have a deterministic gradient, but torch takes it only when strict.
     torch.backends.cuda.enable_flash_sdp(strict)
     torch.backends.cuda.enable_mem_efficient_sdp(strict)
+
+
+def avoid_cache_sized_sums(network: nn.Module) -> None:
+    """Let the convolutions with a padding above 3, dilated ones mostly, bypass oneDNN.
+
+    Its own code for AVX2 takes no wider padding; it hands these to a matrix product whose sums are
+    cut into blocks by the size of the processor's cache. torch's own way costs about the same.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and max(map(int, layer.padding)) > 3:
+            layer.register_forward_pre_hook(lambda *_: _use_onednn(False))
+            layer.register_forward_hook(lambda *_: _use_onednn(True), always_call=True)
+
+
+def _use_onednn(enabled: bool) -> None:
+    torch.backends.mkldnn.enabled = enabled

@@ -17,6 +17,7 @@ import torch
 from stages.runtime import distributed
 from wsssbed_hub.artifacts.manifest import Environment, Ingredient, Provenance
 from wsssbed_hub.artifacts.stage_command import ARTIFACTS, published_command
+from wsssbed_hub.utils.arithmetic import processor, settings_at_work
 from wsssbed_hub.utils.settings import data_root
 
 PACKAGES = ("numpy", "pillow", "safetensors", "timm", "torchvision")
@@ -34,6 +35,8 @@ def environment(device: torch.device, precision: str, deterministic: bool) -> En
             "precision": precision,
             "deterministic": deterministic,
             "processes": distributed.size(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
         }
     )
 
@@ -41,7 +44,12 @@ def environment(device: torch.device, precision: str, deterministic: bool) -> En
 def machine() -> Environment:
     """This machine and the versions at work on it, for a stage without a network."""
     packages = {name: found for name in PACKAGES if (found := _installed(name))}
-    return Environment(python=platform.python_version(), packages=packages)
+    return Environment(
+        python=platform.python_version(),
+        packages=packages,
+        processor=processor(),
+        settings=settings_at_work(),
+    )
 
 
 def provenance(

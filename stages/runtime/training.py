@@ -22,7 +22,7 @@ from torch import nn
 
 from stages.runtime import distributed
 from stages.runtime.checkpoint import load_weights, save_weights, weights_bytes
-from stages.runtime.determinism import reseed
+from stages.runtime.determinism import avoid_cache_sized_sums, reseed
 from stages.runtime.method import Frozen, HasFrozen, Method
 from stages.runtime.progress import duration, say
 from stages.runtime.session import Session
@@ -69,7 +69,7 @@ def trained_network(
     run = RunFolder(folder, settings, fresh=session.options.fresh)
     method = make(run.scratch)
     reseed(seed, "build")
-    network = _built(method)
+    network = _built(session, method)
     now = run.weights_digest is None
     if now:
         made_from = _load_initial(session, method, network)
@@ -87,12 +87,14 @@ def trained_network(
     return _at_rest(session, method, network, run.made_from, now=now)
 
 
-def _built(method: Method) -> nn.Module:
+def _built(session: Session, method: Method) -> nn.Module:
     network = method.build()
     for name, module in network.named_modules():
         held = [key for key, value in vars(module).items() if isinstance(value, Frozen)]
         if held and not isinstance(module, HasFrozen):
             raise TypeError(f"{name or 'the network'} holds {held[0]} and is no HasFrozen")
+    if session.options.deterministic and session.device.type == "cpu":
+        avoid_cache_sized_sums(network)
     return network
 
 
@@ -100,7 +102,7 @@ def _load_given(
     session: Session, make: Callable[[Path], Method], path: Path, folder: Path
 ) -> Trained:
     method = make(folder / SCRATCH)
-    network = _built(method)
+    network = _built(session, method)
     load_weights(network, path)
     ingredient = Ingredient(role="weights", file=path.name, digest=session.settings["weights"])
     helpers = _load_initial(session, method, network)

@@ -447,7 +447,7 @@ class Method(BaseMethod):
                 {"params": rest, "lr": recipe.rate},
                 {"params": slow, "lr": recipe.rate * recipe.aggregation_factor},
             ]
-            return torch.optim.Adam(groups, betas=recipe.betas)
+            return torch.optim.Adam(groups, betas=recipe.betas, fused=True)
 
         yield Phase(
             name=f"ssnet-{setting.name}",

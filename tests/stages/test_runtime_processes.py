@@ -25,9 +25,10 @@ def finished(folder: Path, plan: dict, processes: int = 1) -> None:
     assert process.returncode == 0, output
 
 
-def wait_for_steps(folder: Path) -> None:
+def wait_for_steps(folder: Path, process: subprocess.Popen) -> None:
     log = folder / "log.jsonl"
     while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
 
 
@@ -64,7 +65,7 @@ def test_a_signal_ends_the_process_with_a_message_and_its_exit_code(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     process = started(tmp_path / "run", {"steps": (100_000, 1), "pause": 0.01, "workers": 2})
-    wait_for_steps(tmp_path / "run")
+    wait_for_steps(tmp_path / "run", process)
     os.killpg(process.pid, number)  # as terminals and schedulers do: also those that load images
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -91,7 +92,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_both_go_on(tmp_path: Pa
     plan = {"steps": (20, 4), "pause": 0.05, "dropout": 0.1}
     finished(tmp_path / "whole", plan, processes=2)
     process = started(tmp_path / "run", plan, processes=2)
-    wait_for_steps(tmp_path / "run")
+    wait_for_steps(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)  # torchrun hands it on
     output, _ = process.communicate(timeout=120)
     assert "Stopped after step" in output

@@ -118,7 +118,12 @@ class Ingredient(Model):
 
 
 class Environment(Model):
-    """The machine and the versions that were at work."""
+    """The machine and the versions that were at work.
+
+    ``instructions`` are the widest that torch used on the CPU, ``threads`` those of one process,
+    ``settings`` the variables of ``wsssbed_hub.utils.arithmetic`` that were set: on all of them
+    the last bits of a sum depend.
+    """
 
     python: str
     torch: str | None = None
@@ -127,6 +132,10 @@ class Environment(Model):
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     deterministic: bool | None = None
     processes: Annotated[int, Field(ge=1)] = 1
+    processor: Text | None = None
+    instructions: Text | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    settings: dict[str, str] = {}
     packages: dict[str, str] = {}
 
 

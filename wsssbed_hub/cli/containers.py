@@ -169,6 +169,7 @@ def reproduce(
         shm_size=shm_size,
         offline=offline,
         processes=published.provenance.environment.processes,
+        settings=published.settings,
         terminal=_terminal(looking=False),
     )
     for folder in resolved.folders:

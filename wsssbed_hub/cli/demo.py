@@ -20,6 +20,7 @@ from typing import Annotated
 
 import typer
 
+from wsssbed_hub.utils.arithmetic import portable_settings
 from wsssbed_hub.utils.errors import HubError
 
 TARGET = "shapes"
@@ -82,7 +83,8 @@ def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) ->
 
     def stage(title: str, name: str, *words: str) -> Step:
         common = ("--target", TARGET, *rooted, "--out", str(out))
-        trained = ("--recipe", "shapes", "--seed", str(seed)) if name != "pseudo" else ()
+        given = ("--recipe", "shapes", "--seed", str(seed), "--deterministic")
+        trained = given if name != "pseudo" else ()
         return Step(title, "stage", (name, *words, *common, *trained, *scale.stages.get(name, ())))
 
     def hub(title: str, *words: str) -> Step:
@@ -148,7 +150,7 @@ def run(
     first step that fails; run it again to go on from there.
     """
     todo = list(steps(folder, scale, seed, extra))
-    environment = os.environ | {"WSSSBED_CACHE": str(folder / "cache")}
+    environment = os.environ | portable_settings() | {"WSSSBED_CACHE": str(folder / "cache")}
     resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()

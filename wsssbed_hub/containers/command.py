@@ -12,8 +12,8 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsssbed_hub.artifacts.stage_command import ARTIFACTS, CACHE
@@ -52,6 +52,8 @@ class Job:
     offline: bool = False
     processes: int = 1
     """More than one are started by torchrun."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables that fix the arithmetic (see ``wsssbed_hub.utils.arithmetic``)."""
     terminal: bool = False
     """Whether a person sits before it: progress bars, Ctrl-C."""
 
@@ -65,7 +67,7 @@ class Job:
             found["HF_HUB_OFFLINE"] = "1"
         if self.processes > 1:  # torchrun's own default, said aloud so that it does not warn
             found["OMP_NUM_THREADS"] = "1"
-        return found
+        return found | dict(self.settings)
 
     @property
     def program(self) -> list[str]:

@@ -24,6 +24,7 @@ from wsssbed_hub.containers.engines import LocalImage, find_image, pull_image
 from wsssbed_hub.evaluation.differences import ArtifactDifference, compare_maps, compare_weights
 from wsssbed_hub.registry.base import Registry
 from wsssbed_hub.registry.pull import pull
+from wsssbed_hub.utils.arithmetic import INSTRUCTIONS, SETTINGS, THREADS
 from wsssbed_hub.utils.errors import HubError
 
 _PREFIX = ["python", "-m", "stages"]
@@ -46,14 +47,30 @@ class Published:
         """The machine of then, and what of it may change a result here."""
         then = self.provenance.environment
         exactly = {True: "deterministic", False: "not deterministic", None: "determinism unknown"}
-        where = f"on {then.gpu} (CUDA {then.cuda})" if then.gpu else "on a CPU"
+        where = f"on {then.gpu} (CUDA {then.cuda})" if then.gpu else "on the CPU"
+        cpu = f"{then.processor or 'an unknown processor'}, {then.instructions or 'unknown'}"
+        cpu += f" instructions, {then.threads or 'an unknown number of'} threads"
         note = ""
         if bool(then.gpu) != gpus:
             note = f"; here there is {'a GPU' if gpus else 'none'}, so that pixels will differ"
         return (
-            f"{self.key}@{self.chosen.version} over {self.chosen.target} was made {where}, torch "
-            f"{then.torch}, {exactly[then.deterministic]}{note}."
+            f"{self.key}@{self.chosen.version} over {self.chosen.target} was made {where} ({cpu}), "
+            f"torch {then.torch}, {exactly[then.deterministic]}{note}."
         )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The variables that fix the arithmetic as it was, as far as they are known.
+
+        A manifest is somebody else's: no other variable goes from there into a container.
+        """
+        then = self.provenance.environment
+        found = {name: then.settings[name] for name in SETTINGS if name in then.settings}
+        if then.instructions == "AVX2":
+            found |= {name: SETTINGS[name] for name in INSTRUCTIONS}
+        if then.threads is not None:
+            found[THREADS] = str(then.threads)
+        return found
 
 
 def find_published(
