@@ -83,4 +83,4 @@ def avoid_cache_sized_sums(network: nn.Module) -> None:
 
 
 def _use_onednn(enabled: bool) -> None:
-    torch.backends.mkldnn.enabled = enabled
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]  # a property
