@@ -59,7 +59,8 @@ def summarise(
 ) -> Summary:
     """The summary of a report that ``command`` made."""
     rows = [_row(row) for row in report.rows]
-    return Summary(command=command, environment=environment, minutes=minutes, rows=rows)
+    took = None if minutes is None else round(minutes, 1)
+    return Summary(command=command, environment=environment, minutes=took, rows=rows)
 
 
 def _row(row: ResultRow) -> SummaryRow:
