@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from stages.runtime import provenance as module
+from stages.runtime.options import TrainOptions
 from stages.runtime.provenance import environment, machine, provenance
-from wsssbed_hub.artifacts.manifest import Ingredient
+from wsssbed_hub.artifacts.manifest import Environment, Ingredient
 
 CPU = torch.device("cpu")
 MADE_FROM = [Ingredient(role="weights", file="w.pth", digest="sha256:" + "0" * 64)]
@@ -67,6 +69,12 @@ def test_the_command_is_the_one_that_was_typed(monkeypatch: pytest.MonkeyPatch) 
     made = provenance("sod-toy", machine(), MADE_FROM, seed=3, selection="last iteration")
     assert made.command == ["python", "-m", "stages", "sod-toy", "--data", "duts"]
     assert (made.seed, made.selection, made.made_from) == (3, "last iteration", MADE_FROM)
+
+
+@pytest.mark.parametrize("precision", get_args(get_type_hints(TrainOptions)["precision"]))
+def test_manifests_take_every_precision_that_a_training_may_have(precision: str) -> None:
+    found = environment(CPU, precision, deterministic=False)
+    assert Environment.model_validate(found.model_dump()) == found
 
 
 def test_the_environment_names_versions_and_precision() -> None:

@@ -129,7 +129,7 @@ class Environment(Model):
     torch: str | None = None
     cuda: str | None = None
     gpu: str | None = None
-    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    precision: Literal["float32", "tf32", "bf16", "fp16"] | None = None
     deterministic: bool | None = None
     processes: Annotated[int, Field(ge=1)] = 1
     processor: Text | None = None
