@@ -14,6 +14,7 @@ from stages.runtime.augment import (
     colour_jitter,
     inner_rectangle,
     random_crop,
+    random_resized_crop,
     random_window,
     resize_long_side,
     turned,
@@ -196,3 +197,28 @@ def test_a_window_has_its_share_of_both_sides_anywhere() -> None:
     whole = random_window(planes, 1.0, rng())
     np.testing.assert_array_equal(whole[1], planes[1])
     assert random_window([np.zeros((1, 1), np.uint8)], 0.3, rng())[0].shape == (1, 1)
+
+
+def test_a_resized_crop_has_the_share_and_shape_that_are_asked_for() -> None:
+    """Rows and columns of the picture count themselves, so a crop tells where it is from."""
+    rows, columns = np.mgrid[:200, :240].astype(np.uint8)
+    rgb = np.stack([rows, columns, 0 * rows], 2)
+    lefts = []
+    for seed in range(200):
+        crop = random_resized_crop(rgb, 40, (0.5, 0.6), (0.8, 1.2), rng(seed)).astype(float)
+        assert crop.shape == (40, 40, 3)
+        # From the second to the last but one of 40 pixels: 37 of 40 parts of the side.
+        height = (crop[-2, 20, 0] - crop[1, 20, 0]) * 40 / 37
+        width = (crop[20, -2, 1] - crop[20, 1, 1]) * 40 / 37
+        assert height * width == pytest.approx(0.55 * 200 * 240, rel=0.05 / 0.55 + 0.02)
+        assert width / height == pytest.approx(1.0, abs=0.2 + 0.02)
+        lefts.append(crop[20, 0, 1])
+    assert min(lefts) < 15
+    assert max(lefts) > 60
+
+
+def test_a_picture_of_another_shape_is_cut_in_its_centre() -> None:
+    columns = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None], (10, 100, 3))
+    crop = random_resized_crop(columns, 10, (0.9, 1.0), (3 / 4, 4 / 3), rng())
+    assert 43 <= crop[0, 0, 0] <= 45  # 13 of 100 columns
+    assert 54 <= crop[0, -1, 0] <= 56
