@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.runtime.ops import resize
+from stages.ops.resizing import resize
 
 _NUDGE = 0.1  # cells, added to the size of the grid so that rounding down gives the size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stages.runtime.ops import resize
+from stages.ops.resizing import resize
 
 _GRAINS = (2, 8, 32, 64)  # pixels per side; coarse and fine together look a little like a picture
 

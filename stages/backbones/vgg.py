@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from stages.backbones.imagenet import timm_model
 from stages.backbones.state import Rules, load_strictly
-from stages.runtime.images import STD_RGB
+from stages.ops.images import STD_RGB
 
 Pooling = Literal["halve", "halve3", "keep", "none"]
 _CLASSIFIERS = ("classifier.", "pre_logits.", "head.")  # torchvision's and timm's

@@ -28,9 +28,9 @@ from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
 from stages.backbones.state import load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.cam import CamData, CamMethod
-from stages.runtime.augment import colour_jitter, random_crop, resize_long_side
+from stages.ops.augment import colour_jitter, random_crop, resize_long_side
+from stages.ops.images import imagenet_rgb, multi_scale_maps
 from stages.runtime.batch_norm import freeze_batchnorm
-from stages.runtime.images import imagenet_rgb, multi_scale_maps
 from stages.runtime.method import Batch, Image, Initial, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
 

@@ -6,7 +6,6 @@ do the work, ``checkpoint`` keeps it), ``artifacts`` has its maps written. ``stu
 trainings that are measured (``measuring``). What a method says of itself, and may ask for, is in
 ``method``; ``memory`` is what it remembers of images.
 
-Beneath: ``errors`` (signals and clean ends), ``distributed``, ``determinism``, ``device``,
-``progress``, ``provenance``. For methods: ``images``, ``augment``, ``batch_norm``, ``ops``,
-``densecrf`` with ``permutohedral``.
+Beneath: ``errors`` (signals and clean ends), ``distributed``, ``device``, ``progress``,
+``provenance``; for networks, ``batch_norm`` over several processes.
 """

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from stages.ops.determinism import reseed
 from stages.runtime import distributed
-from stages.runtime.determinism import reseed
 from stages.runtime.method import Image
 from stages.runtime.options import OutputOptions
 from stages.runtime.progress import progress, say

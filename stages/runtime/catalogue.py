@@ -17,7 +17,7 @@ from typing import Any
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 ROOT = Path(__file__).parents[1]
-_SHARED = {"runtime", "backbones"}
+_SHARED = {"runtime", "backbones", "ops"}
 _ALONE = {"ssnet"}  # folders of one method, in the file of that name; the other files are its parts
 
 

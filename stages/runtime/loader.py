@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
+from stages.ops.determinism import generator
 from stages.runtime import distributed
-from stages.runtime.determinism import generator
 from stages.runtime.errors import ignore_signals
 from stages.runtime.method import Batch, Phase, Sample, Source, Sources
 from wsssbed_hub.utils.errors import HubError, UsageError

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.ops.determinism import compute_exactly
 from stages.runtime import distributed
 from stages.runtime.checkpoint import read_tensors
-from stages.runtime.determinism import compute_exactly
 from stages.runtime.device import check_precision, choose_device
 from stages.runtime.method import Initial, Method
 from stages.runtime.options import TrainOptions, choose_recipe

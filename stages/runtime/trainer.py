@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stages.ops.determinism import reseed, tf32
 from stages.runtime import distributed
 from stages.runtime.batch_norm import synchronise_batchnorm
 from stages.runtime.checkpoint import Checkpoint
-from stages.runtime.determinism import reseed, tf32
 from stages.runtime.errors import Interruption, explained, signals_noted, signals_raise
 from stages.runtime.loader import Row, batches, passes_of, rows_of
 from stages.runtime.memory import Memory

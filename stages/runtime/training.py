@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import nn
 
+from stages.ops.determinism import avoid_cache_sized_sums, reseed
 from stages.runtime import distributed
 from stages.runtime.checkpoint import load_weights, save_weights, weights_bytes
-from stages.runtime.determinism import avoid_cache_sized_sums, reseed
 from stages.runtime.method import Frozen, HasFrozen, Method
 from stages.runtime.progress import duration, say
 from stages.runtime.session import Session

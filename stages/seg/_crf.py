@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.runtime.densecrf import PRESETS, densecrf
+from stages.ops.densecrf import PRESETS, densecrf
 from stages.runtime.measuring import VAL, Seed, mean_and_error
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
@@ -24,7 +24,7 @@ class Crf:
     """A fully connected CRF that refines what a network says, at the size of the image."""
 
     preset: str
-    """A name in ``stages.runtime.densecrf.PRESETS``."""
+    """A name in ``stages.ops.densecrf.PRESETS``."""
 
     @classmethod
     def of(cls, name: str) -> Crf | None:

@@ -12,7 +12,7 @@ Where this project departs from WSSS-BED: the list is the target's train_aug (it
 a list of 1,464 images), the last iteration is the result (there the best on val), 20,000
 iterations of ten images (there 10,000 of twenty).
 
-Both programs also measure VOC with a fully connected CRF (``stages.runtime.densecrf``, settings
+Both programs also measure VOC with a fully connected CRF (``stages.ops.densecrf``, settings
 ``deeplab``) on the softmax of the fused logits at the image's size. WSSS-BED leaves it out on COCO
 (``--wo_crf``), and so does this stage on every target but VOC. The CRF's image is BGR, as there;
 the original hands over an image whose mean is subtracted and whose negative values wrap around,
@@ -33,11 +33,11 @@ from torch.nn import functional as F
 from stages.backbones.caffe_resnet import CAFFE_NAMES, CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.ops.images import caffe_bgr
+from stages.ops.resizing import cross_entropy, resize
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.distributed import global_mean
-from stages.runtime.images import caffe_bgr
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
-from stages.runtime.ops import cross_entropy, resize
 from stages.seg import SegData, SegMethod
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import HubError

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.backbones.mae import MaskedAutoencoder
+from stages.ops.resizing import resize_nearest
 from stages.runtime.method import Frozen
-from stages.runtime.ops import resize_nearest
 
 
 class Composition:

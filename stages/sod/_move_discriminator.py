@@ -14,9 +14,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from stages.backbones.state import load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
-from stages.runtime.images import MEAN_RGB, STD_RGB
+from stages.ops.images import MEAN_RGB, STD_RGB
+from stages.ops.resizing import resize
 from stages.runtime.method import Frozen, HasFrozen
-from stages.runtime.ops import resize
 
 TAPS = (1, 2, 3, 4)  # of timm's features: the last blocks of strides 4, 8, 16 and 32
 _UNUSED = ("conv_head.", "bn2.", "classifier.")  # of the classifier, behind the last tap

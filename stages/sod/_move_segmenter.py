@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.dino import DinoViT
+from stages.ops.resizing import resize_nearest
 from stages.runtime.method import Frozen, HasFrozen
-from stages.runtime.ops import resize_nearest
 
 
 class Block(nn.Module):

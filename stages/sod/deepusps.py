@@ -48,9 +48,9 @@ from torch import Tensor, nn
 
 from stages.backbones.drn import STRIDE, DrnD
 from stages.backbones.state import Rules, load_strictly
+from stages.ops.densecrf import PRESETS, densecrf
+from stages.ops.images import resize_bicubic, resize_nearest
 from stages.runtime.artifacts import open_scratch_maps, write_scratch_maps
-from stages.runtime.densecrf import PRESETS, densecrf
-from stages.runtime.images import resize_bicubic, resize_nearest
 from stages.runtime.memory import Memory
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.sod import SodData, SodMethod

@@ -45,11 +45,11 @@ from torch.nn import functional as F
 
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.vgg import Vgg16, for_caffe_input, timm_imagenet
-from stages.runtime.densecrf import DSS as CRF
-from stages.runtime.densecrf import densecrf_from_unary
-from stages.runtime.images import caffe_bgr, imagenet_rgb, to_uint8
+from stages.ops.densecrf import DSS as CRF
+from stages.ops.densecrf import densecrf_from_unary
+from stages.ops.images import caffe_bgr, imagenet_rgb, to_uint8
+from stages.ops.resizing import resize
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
-from stages.runtime.ops import resize
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
 

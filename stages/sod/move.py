@@ -44,11 +44,11 @@ from stages.backbones.dino import DinoViT
 from stages.backbones.imagenet import timm_model
 from stages.backbones.mae import MaskedAutoencoder
 from stages.backbones.state import Rules, load_strictly
-from stages.runtime.augment import random_resized_crop
-from stages.runtime.bilateral_solver import SolverSettings, binary_object, solve_bilaterally
-from stages.runtime.images import imagenet_rgb, resize_bicubic
+from stages.ops.augment import random_resized_crop
+from stages.ops.bilateral_solver import SolverSettings, binary_object, solve_bilaterally
+from stages.ops.images import imagenet_rgb, resize_bicubic
+from stages.ops.resizing import resize
 from stages.runtime.method import Batch, Frozen, HasFrozen, Image, Initial, Phase, Source
-from stages.runtime.ops import resize
 from stages.sod import SodData, SodMethod
 from stages.sod._move_composition import Composition, draw_shifts
 from stages.sod._move_discriminator import Discriminator, augmented, classifier_features

@@ -31,10 +31,10 @@ from torch.nn import functional as F
 from stages.backbones.caffe_resnet import CaffeResNet, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.ops.images import caffe_bgr, to_uint8
+from stages.ops.resizing import adaptive_avg_pool2d, resize
 from stages.runtime.batch_norm import freeze_batchnorm
-from stages.runtime.images import caffe_bgr, to_uint8
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
-from stages.runtime.ops import adaptive_avg_pool2d, resize
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
 

@@ -34,8 +34,8 @@ from torch.nn import functional as F
 from stages.backbones import t2t_vit
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.t2t_vit import Block, Performer, T2TViT, normed_mlp
-from stages.runtime.augment import random_crop
-from stages.runtime.images import imagenet_rgb, resize_bilinear, resize_nearest
+from stages.ops.augment import random_crop
+from stages.ops.images import imagenet_rgb, resize_bilinear, resize_nearest
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
+from stages.ops.densecrf import CrfSettings
 from stages.runtime import distributed
 from stages.runtime.artifacts import (
     Artifact,
@@ -24,7 +25,6 @@ from stages.runtime.artifacts import (
     require_count,
     without_gradients,
 )
-from stages.runtime.densecrf import CrfSettings
 from stages.runtime.measuring import (
     CRF,
     RAW,

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from stages.runtime.augment import random_window, resized, turned
-from stages.runtime.images import imagenet_rgb
+from stages.ops.augment import random_window, resized, turned
+from stages.ops.images import imagenet_rgb
 from wsssbed_hub.datasets import SodDataset, Target
 from wsssbed_hub.registry.open_artifact import Maps
 from wsssbed_hub.utils.errors import HubError

@@ -45,11 +45,11 @@ from torch.nn import functional as F
 
 from stages.backbones.dilated import STRIDE, Dilated, DilatedName, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
-from stages.runtime.densecrf import PRESETS, SSNET, CrfSettings, densecrf
-from stages.runtime.images import imagenet_rgb, resize_bicubic, resize_nearest, to_uint8
+from stages.ops.densecrf import PRESETS, SSNET, CrfSettings, densecrf
+from stages.ops.images import imagenet_rgb, resize_bicubic, resize_nearest, to_uint8
+from stages.ops.resizing import resize
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.runtime.method import Method as BaseMethod
-from stages.runtime.ops import resize
 from stages.ssnet.samples import ClassImages, SaliencyImages, SsnetData, Views
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.determinism import reseed
+from stages.ops.determinism import reseed
 from stages.runtime.method import Image
 from stages.ssnet.samples import SsnetData
 from stages.ssnet.ssnet import RECIPES, SETTINGS, Method, Recipe, SSNet

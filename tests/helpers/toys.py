@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.__main__ import leave
+from stages.ops.determinism import reseed
 from stages.runtime import distributed
 from stages.runtime.artifacts import write_scratch_maps
 from stages.runtime.checkpoint import save_weights
-from stages.runtime.determinism import reseed
 from stages.runtime.errors import guarded
 from stages.runtime.memory import Memory
 from stages.runtime.method import Phase, Source, poly

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 from stages.backbones.vgg import Pooling, Vgg16, for_caffe_input
-from stages.runtime.images import MEAN_RGB, STD_RGB, caffe_bgr, imagenet_rgb
+from stages.ops.images import MEAN_RGB, STD_RGB, caffe_bgr, imagenet_rgb
 from wsssbed_hub.utils.errors import HubError
 
 ALL = [f"conv{s}_{n}" for s in range(1, 6) for n in range(1, 3 + (s > 2))]

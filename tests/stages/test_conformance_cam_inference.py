@@ -17,7 +17,7 @@ from references import compared
 from torch import Tensor
 
 from stages.cam.cam import RECIPES, Classifier, Method
-from stages.runtime.images import divide_by_maximum, fuse
+from stages.ops.images import divide_by_maximum, fuse
 from stages.runtime.method import Image
 
 pytestmark = pytest.mark.numerical

@@ -16,7 +16,7 @@ from closeness import FLOAT32, FLOAT64, assert_close_in_norm
 from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
-from stages.runtime.images import caffe_bgr
+from stages.ops.images import caffe_bgr
 from stages.runtime.method import Image, Phase
 from stages.seg.deeplabv2 import MEAN_BGR, RECIPES, DeepLabV2, Method, shrink_label
 

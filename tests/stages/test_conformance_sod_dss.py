@@ -18,8 +18,8 @@ from closeness import assert_close_in_norm
 from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
-from stages.runtime.densecrf import DSS, densecrf_from_unary
-from stages.runtime.images import imagenet_rgb
+from stages.ops.densecrf import DSS, densecrf_from_unary
+from stages.ops.images import imagenet_rgb
 from stages.runtime.method import Image, Phase
 from stages.sod.dss import RECIPES, Dss, Method, crf_unary
 

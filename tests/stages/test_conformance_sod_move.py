@@ -20,7 +20,7 @@ from closeness import FLOAT32, assert_close_in_norm
 from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
-from stages.runtime.bilateral_solver import SolverSettings, binary_object, solve_bilaterally
+from stages.ops.bilateral_solver import SolverSettings, binary_object, solve_bilaterally
 from stages.runtime.method import Image, Phase
 from stages.sod.move import RECIPES, Method, Move, loss_weights, mask_losses, prepared
 

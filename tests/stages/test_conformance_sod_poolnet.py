@@ -19,7 +19,7 @@ from closeness import assert_close_in_norm
 from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
-from stages.runtime.images import caffe_bgr
+from stages.ops.images import caffe_bgr
 from stages.runtime.method import Image, Phase
 from stages.sod.poolnet import MEAN_BGR, RECIPES, Method, PoolNet
 

@@ -16,7 +16,7 @@ from closeness import FLOAT32, assert_close_in_norm
 from references import checkpoint, compared, outputs_of
 from torch import Tensor
 
-from stages.runtime.images import imagenet_rgb, resize_bilinear
+from stages.ops.images import imagenet_rgb, resize_bilinear
 from stages.runtime.method import Image, Phase
 from stages.sod.vst import RECIPES, STRIDES, TASKS, VST, Method, level_losses
 

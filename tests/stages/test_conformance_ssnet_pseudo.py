@@ -18,8 +18,8 @@ from references import compared
 from ssnets import Fixed
 from torch import Tensor
 
-from stages.runtime.densecrf import PRESETS
-from stages.runtime.images import resize_nearest
+from stages.ops.densecrf import PRESETS
+from stages.ops.images import resize_nearest
 from stages.runtime.method import Image
 from stages.ssnet.ssnet import RECIPES, SETTINGS, Method, masked, pseudo_scores
 

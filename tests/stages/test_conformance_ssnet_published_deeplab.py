@@ -20,7 +20,7 @@ from closeness import FLOAT32, assert_close_in_norm
 from references import checkpoint, compared, outputs_of
 from torch import Tensor
 
-from stages.runtime.images import imagenet_rgb
+from stages.ops.images import imagenet_rgb
 from stages.runtime.method import Image
 from stages.ssnet.ssnet import RECIPES, SETTINGS, Method, SSNet
 from wsssbed_hub.utils.errors import HubError

@@ -32,7 +32,7 @@ from torchvision.models import densenet169
 
 from stages.backbones.dilated import Dilated, drop_pooling
 from stages.backbones.state import load_strictly
-from stages.runtime.images import imagenet_rgb
+from stages.ops.images import imagenet_rgb
 from stages.ssnet.ssnet import SaliencyAggregation, SSNet1Head, Upsampling, aggregated
 
 pytestmark = pytest.mark.numerical

@@ -18,8 +18,8 @@ from toy_methods import Net, Toy, ToyCamWithSaliency, ToySod, tensor
 
 from stages import cam, seg, sod
 from stages.cam import CamData
+from stages.ops.determinism import generator
 from stages.runtime.checkpoint import Checkpoint
-from stages.runtime.determinism import generator
 from stages.runtime.method import Frozen, HasFrozen, Image, Initial
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts.digests import file_digest

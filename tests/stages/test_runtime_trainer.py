@@ -16,8 +16,8 @@ from closeness import FLOAT32, assert_close_in_norm
 from torch import nn
 from toys import Noise, Plan, train
 
+from stages.ops.determinism import tf32
 from stages.runtime.checkpoint import Checkpoint
-from stages.runtime.determinism import tf32
 from stages.runtime.errors import Interruption
 from stages.runtime.method import Phase, Source
 from stages.runtime.trainer import TrainConfig, Trainer

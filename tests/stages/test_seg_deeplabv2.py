@@ -18,8 +18,8 @@ from references import checkpoint
 from safetensors.torch import load_file
 
 from stages import seg
-from stages.runtime.densecrf import DEEPLAB, SSNET, densecrf
-from stages.runtime.images import caffe_bgr
+from stages.ops.densecrf import DEEPLAB, SSNET, densecrf
+from stages.ops.images import caffe_bgr
 from stages.runtime.method import Image
 from stages.seg._crf import Crf
 from stages.seg.deeplabv2 import (

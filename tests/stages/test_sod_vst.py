@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.backbones.t2t_vit import Performer, T2TViT, sinusoids
+from stages.ops.images import MEAN_RGB, STD_RGB
 from stages.runtime.checkpoint import read_tensors
-from stages.runtime.images import MEAN_RGB, STD_RGB
 from stages.runtime.method import Image
 from stages.sod.vst import RECIPES, STRIDES, TASKS, Crops, Method, contours, level_losses
 from wsssbed_hub.utils.errors import HubError, UsageError

@@ -15,8 +15,8 @@ from closeness import FLOAT32, FLOAT64, assert_close_in_norm
 from ssnets import SMALL, build, method, picture, two_images
 from torch import nn
 
+from stages.ops.determinism import generator
 from stages.runtime.checkpoint import save_weights
-from stages.runtime.determinism import generator
 from stages.runtime.method import Image
 from stages.runtime.options import TrainOptions
 from stages.runtime.session import setup

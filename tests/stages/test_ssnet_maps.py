@@ -9,7 +9,7 @@ import pytest
 import torch
 from ssnets import Fixed, method, picture, red_square
 
-from stages.runtime.densecrf import SSNET
+from stages.ops.densecrf import SSNET
 from stages.ssnet.ssnet import pseudo_scores
 
 pytestmark = pytest.mark.numerical

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ssnets import CLASSES, Labels, two_images
 
-from stages.runtime.determinism import generator
-from stages.runtime.images import MEAN_RGB, STD_RGB
+from stages.ops.determinism import generator
+from stages.ops.images import MEAN_RGB, STD_RGB
 from stages.ssnet.samples import ClassImages, SaliencyImages, SsnetData, Views
 from wsssbed_hub.utils.errors import HubError
 

@@ -13,7 +13,7 @@ import pytest
 from ssnet_bench import MADE, SMALL, Bench
 
 from stages.__main__ import main
-from stages.runtime.densecrf import SSNET
+from stages.ops.densecrf import SSNET
 from stages.runtime.method import Image
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.key_folder import read_manifest, verify_folder

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import ColorJitter
 
-from stages.runtime.augment import (
+from stages.ops.augment import (
     colour_jitter,
     inner_rectangle,
     random_crop,

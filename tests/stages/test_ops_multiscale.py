@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.runtime.images import fuse, multi_scale_maps, scaled_input
+from stages.ops.images import fuse, multi_scale_maps, scaled_input
 
 pytestmark = pytest.mark.numerical
 

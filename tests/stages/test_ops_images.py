@@ -5,7 +5,7 @@ import pytest
 import torch
 from closeness import assert_close_in_norm
 
-from stages.runtime.images import (
+from stages.ops.images import (
     caffe_bgr,
     imagenet_rgb,
     resize_bicubic,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from stages.runtime.images import resize_bicubic, resize_nearest
+from stages.ops.images import resize_bicubic, resize_nearest
 
 
 def resize_long_side(rgb: np.ndarray, long_side: int) -> np.ndarray:

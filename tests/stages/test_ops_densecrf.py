@@ -15,9 +15,7 @@ from other_device import OtherDevice
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.runtime import densecrf as module
-from stages.runtime import permutohedral
-from stages.runtime.densecrf import (
+from stages.ops.densecrf import (
     DEEPLAB,
     PRESETS,
     SSNET,
@@ -27,6 +25,8 @@ from stages.runtime.densecrf import (
     densecrf_from_unary,
     gaussian_lattice,
 )
+from stages.runtime import densecrf as module
+from stages.runtime import permutohedral
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 pytestmark = pytest.mark.numerical

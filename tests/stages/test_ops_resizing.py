@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from stages.runtime import ops
+from stages.ops import resizing as ops
 
 pytestmark = pytest.mark.numerical
 

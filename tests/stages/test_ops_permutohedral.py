@@ -11,8 +11,8 @@ from closeness import FLOAT32, assert_close_in_norm
 from other_device import OtherDevice
 from torch import Tensor
 
+from stages.ops.permutohedral import Rows, build_lattice
 from stages.runtime import permutohedral
-from stages.runtime.permutohedral import Rows, build_lattice
 from wsssbed_hub.utils.errors import HubError
 
 pytestmark = pytest.mark.numerical

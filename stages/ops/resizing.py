@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from stages.runtime.determinism import tf32
+from stages.ops.determinism import tf32
 
 Size = int | Sequence[int]
 Mode = Literal["bilinear", "bicubic"]

@@ -12,11 +12,11 @@ pydensecrf does unless told otherwise (the paper does not say). Mean field (Algo
     Q <- softmax(-U);  repeat:  Q <- softmax(-U + w_g k_g Q + w_b k_b Q)
 
 over all pixels at once, without damping. Kernels are evaluated on the permutohedral lattice
-(``stages.runtime.permutohedral``), a pixel's own term included as in the published code; the
+(``stages.ops.permutohedral``), a pixel's own term included as in the published code; the
 paper's sum leaves it out. Potts compatibility rewards the own label, which after the softmax is
 the same as punishing the others.
 
-    from stages.runtime.densecrf import DEEPLAB, densecrf
+    from stages.ops.densecrf import DEEPLAB, densecrf
     marginals = densecrf(logits.softmax(0), rgb, DEEPLAB)      # [C, H, W]; .argmax(0) is the label
 
 ``docs/densecrf.md`` has the measured accuracy and speed.
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.runtime.permutohedral import Lattice, build_lattice
+from stages.ops.permutohedral import Lattice, build_lattice
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 
@@ -237,7 +237,7 @@ def _normalised(lattice: Lattice, weight: float) -> Lattice:
     """v -> weight * n * K(n * v) with n = 1 / sqrt(K(1))."""
     points = lattice.slicing.offsets.numel() - 1
     ones = torch.ones(points, 1, device=lattice.slicing.weights.device)
-    factors = 1 / (lattice.filter(ones)[:, 0] + 1e-20).sqrt()
+    factors = (lattice.filter(ones)[:, 0] + 1e-20).rsqrt()
     return lattice.scaled(factors, factors * weight)
 
 

@@ -1,0 +1,1 @@
+"""Operations on images and tensors, and how exactly they are computed."""
