@@ -45,9 +45,9 @@ def called(source: str) -> Iterator[tuple[int, str]]:
         name = getattr(function, "attr", None) or getattr(function, "id", "")
         given = {word.arg: ast.unparse(word.value) for word in node.keywords}
         own = isinstance(function, ast.Name)  # imported by name: such as ops' adaptive_avg_pool2d
-        if name in FORBIDDEN and not (own and name in POOLING):
-            yield node.lineno, name
-        elif name in APPROXIMATE and not own and ast.unparse(function).split(".")[0] not in EXACT:
+        exact = own or ast.unparse(function).split(".")[0] in EXACT
+        refused = name in FORBIDDEN and not (own and name in POOLING)
+        if refused or (name in APPROXIMATE and not exact):
             yield node.lineno, name
         elif name in ("cross_entropy", "nll_loss") and not own:
             if given.get("reduction") != "'none'":

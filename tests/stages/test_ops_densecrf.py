@@ -15,6 +15,8 @@ from other_device import OtherDevice
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.ops import densecrf as module
+from stages.ops import permutohedral
 from stages.ops.densecrf import (
     DEEPLAB,
     PRESETS,
@@ -25,8 +27,6 @@ from stages.ops.densecrf import (
     densecrf_from_unary,
     gaussian_lattice,
 )
-from stages.runtime import densecrf as module
-from stages.runtime import permutohedral
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 pytestmark = pytest.mark.numerical

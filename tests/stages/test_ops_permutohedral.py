@@ -1,4 +1,4 @@
-"""The permutohedral lattice against one made point by point (photographs: test_densecrf)."""
+"""The permutohedral lattice against one made point by point (photographs: test_ops_densecrf)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from closeness import FLOAT32, assert_close_in_norm
 from other_device import OtherDevice
 from torch import Tensor
 
+from stages.ops import permutohedral
 from stages.ops.permutohedral import Rows, build_lattice
-from stages.runtime import permutohedral
 from wsssbed_hub.utils.errors import HubError
 
 pytestmark = pytest.mark.numerical
