@@ -85,6 +85,12 @@ class SodMethod(Method):
         """``takes_maps``, as far as this recipe takes them. Raises UsageError if it cannot be."""
         return cls.takes_maps
 
+    @classmethod
+    def remark(cls, recipe: Any) -> str:
+        """A remark on this recipe that belongs on the maps' card, at the end of their title: that
+        the network is a stand-in for the published one."""
+        return ""
+
     @abstractmethod
     def phases(self, network: Any, data: SodData) -> Iterator[Phase]: ...
 
@@ -156,7 +162,15 @@ def run(stage: str, method: type[SodMethod], options: Options) -> None:
             None if options.weights else options.seed,
             seen,
         ),
-        _artifact(stage, method, options, data, {**settings, "split": split}, ids),
+        _artifact(
+            stage,
+            method,
+            options,
+            data,
+            {**settings, "split": split},
+            ids,
+            method.remark(session.recipe),
+        ),
         Inference(
             "sal",
             lambda image_id: Image(image_id, target.read_image(image_id)),
@@ -221,12 +235,13 @@ def _artifact(
     data: SodData | None,
     settings: Mapping[str, Any],
     ids: Sequence[str],
+    remark: str,
 ) -> Artifact:
     name = stage.removeprefix("sod-")
     images = len(data.image_paths) if data else None
     return Artifact(
         key=f"sal/{name}-{options.data}" if method.supervision == MASKS else f"sal/{name}",
-        title=f"Saliency maps of {method.card.name}, trained on {options.data}",
+        title=f"Saliency maps of {method.card.name}, trained on {options.data}{remark}",
         method=method.card,
         trained_on=[TrainedOn(dataset=options.data, images=images, supervision=method.supervision)],
         settings={**settings, "limit": options.limit},

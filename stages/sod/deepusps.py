@@ -286,6 +286,14 @@ class Method(SodMethod):
             )
         return {name: cls.takes_maps[name] for name in recipe.methods}
 
+    @classmethod
+    def remark(cls, recipe: Recipe) -> str:
+        published = RECIPES["published"]
+        if (recipe.width, recipe.blocks) == (published.width, published.blocks):
+            return ""
+        blocks = ", ".join(map(str, recipe.blocks))
+        return f"; a DRN of {recipe.width} channels and {blocks} blocks in place of DRN-D-105"
+
 
 class Training:
     """The rounds of each hand-crafted method, and the fusion.
