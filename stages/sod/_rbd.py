@@ -3,7 +3,8 @@
 Paper: Zhu, Liang, Wei, Sun, "Saliency Optimization from Robust Background Detection", CVPR 2014.
 A region is background if much of what is like it lies at the image's border (equations 1 to 5);
 its contrast to the background makes it foreground (7 to 9); the saliency balances both with
-smoothness (10). The settings are the paper's; of the code the number of superpixels.
+smoothness (10). The settings are the paper's; those of the published code where it tells of more:
+the size of superpixels and the weight of the background in equation 10, which the paper has not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ LEAST = 150  # superpixels, for images far smaller than the paper's (ours)
 SIGMA_COLOUR = 10.0
 SIGMA_PLACE = 0.25  # places are in 0..1
 SIGMA_BORDER = 1.0
+BACKGROUND = 5.0  # times the background's term
 SMOOTHNESS = 0.1  # mu, added to every edge's weight
 
 
@@ -39,8 +41,8 @@ def saliency(regions: Superpixels) -> np.ndarray:
     smooth = np.where(edges, _gauss(regions.colour_distances, SIGMA_COLOUR) + SMOOTHNESS, 0.0)
     np.fill_diagonal(smooth, 0.0)
     # The derivative by s: (background + foreground + Laplacian) s = foreground.
-    laplacian = np.diag(smooth.sum(1)) - smooth
-    found: np.ndarray = np.linalg.solve(np.diag(background + contrast) + laplacian, contrast)
+    terms = np.diag(BACKGROUND * background + contrast + smooth.sum(1)) - smooth
+    found: np.ndarray = np.linalg.solve(terms, contrast)
     return found
 
 

@@ -107,9 +107,9 @@ RECIPES = {
         size=64,
         methods=("mc", "rbd"),
         round_rates=(1e-3, 1e-3),
-        round_epochs=8,
+        round_epochs=5,
         fusion_rate=1e-3,
-        fusion_epochs=16,
+        fusion_epochs=10,
         batch_size=8,
     ),
 }
