@@ -8,10 +8,10 @@ DEMO_FLAGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-table test check format schema manifests constraints clean
+.PHONY: help install demo demo-table test test-avx2 check format schema manifests constraints clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 22
 
 install: $(VENV)/installed  ## create the environment (about 6 GB: torch carries the CUDA libraries)
 
@@ -31,6 +31,10 @@ demo-table: install  ## the numbers of `make demo` into docs/demo.json and the R
 
 test: install  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+test-avx2: install  ## the numerical tests of the stages as a processor without AVX-512 computes
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	  $(BIN)/pytest --numprocesses 2 --dist loadfile -m numerical tests/stages
 
 check: install  ## lint, format, types, generated files
 	$(BIN)/ruff check
