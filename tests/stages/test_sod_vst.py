@@ -13,9 +13,8 @@ import torch
 from closeness import FLOAT32, assert_close_in_norm
 from PIL import Image as PilImage
 from torch import Tensor
-from torch.nn import functional as F
 
-from stages.backbones.t2t_vit import Performer, T2TViT, sinusoids
+from stages.backbones.t2t_vit import T2TViT
 from stages.ops.images import MEAN_RGB, STD_RGB
 from stages.runtime.checkpoint import read_tensors
 from stages.runtime.method import Image
@@ -225,45 +224,3 @@ def test_new_layers_are_drawn_as_published() -> None:
         assert weight.abs().max().item() == pytest.approx((6 / sum(weight.shape)) ** 0.5, rel=0.01)
     for task in TASKS:
         assert not network.tokens[task].any()
-
-
-@pytest.mark.numerical
-def test_the_position_table() -> None:
-    table = sinusoids(197, 384).double()
-    assert table[0, 0::2].eq(0).all()
-    assert table[0, 1::2].eq(1).all()
-    # In every pair of channels sine and cosine of the same angle, one radian a place in the first.
-    assert_close_in_norm(table[:, 0::2] ** 2 + table[:, 1::2] ** 2, np.ones((197, 192)), 1e-6)
-    assert_close_in_norm(table[:, 0], np.sin(np.arange(197)), 1e-6)
-    assert_close_in_norm(table[:, 383], np.cos(np.arange(197) / 10000 ** (382 / 384)), 1e-6)
-
-
-@pytest.mark.numerical
-def test_a_performer_attends_as_its_random_features_say() -> None:
-    torch.manual_seed(0)
-    performer = Performer(8, 4, dropout=0.1).double().eval()
-    x = torch.randn(1, 5, 8, dtype=torch.float64)
-    with torch.no_grad():
-        key, query, value = F.linear(
-            performer.norm(x), performer.kqv.weight, performer.kqv.bias
-        ).split(8, 2)
-        w = performer.directions
-
-        def kernel(a: Tensor, b: Tensor) -> Tensor:
-            """The mean over the features of exp(w.(a + b) - (|a|^2 + |b|^2) / 2)."""
-            both = (a[:, None] + b[None]) @ w.T
-            squares = a.square().sum(1)[:, None] + b.square().sum(1)[None]
-            return (both - squares[..., None] / 2).exp().mean(2)
-
-        attention = kernel(query[0], key[0])
-        found = attention @ value[0] / attention.sum(1, keepdim=True)
-        expected = x + performer.proj(found)
-        expected = expected + performer.mlp(expected)
-        assert_close_in_norm(performer(x), expected, 1e-6)  # the 1e-8 beside the normaliser
-
-
-@pytest.mark.numerical
-def test_the_random_features_are_orthogonal() -> None:
-    torch.manual_seed(0)
-    directions = Performer(64, 32, dropout=0.1).directions.double()
-    assert_close_in_norm(directions @ directions.T, 32 * np.eye(32), 1e-6)
