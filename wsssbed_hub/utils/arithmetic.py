@@ -5,7 +5,7 @@ of threads, and sums in another order differ in their last bits. Each of them ca
 use, by an environment variable that it reads once, before its first computation: so these variables
 are set for a process that starts, or before torch and NumPy are imported.
 
-How it was found out, and what it costs, is in docs/performance.md.
+How it was found out, and what it costs, is in docs/same-bytes.md.
 """
 
 from __future__ import annotations
