@@ -14,8 +14,10 @@ from wsssbed_hub.cli import demo
 from wsssbed_hub.report.summary import Summary
 from wsssbed_hub.utils.errors import HubError
 
+EXTRAS = list(demo.OTHERS)
 
-@pytest.mark.parametrize("extra", [(), (demo.SSNET,)])
+
+@pytest.mark.parametrize("extra", [(), *((name,) for name in EXTRAS), EXTRAS])
 def test_nothing_is_used_before_it_is_made(extra: tuple[str, ...]) -> None:
     """Every key that is pulled was pushed, every folder that is pushed was made by a stage."""
     pushed: set[str] = set()
@@ -35,7 +37,7 @@ def test_nothing_is_used_before_it_is_made(extra: tuple[str, ...]) -> None:
             named = {word for word in words if word.startswith(kinds)}
             assert named <= pushed
             # What one method makes is shown wherever it can be.
-            assert {key for key in pushed if "ssnet" in key} <= named
+            assert {key for key in pushed if "ssnet" in key or key.startswith("sal/")} <= named
     assert all(Key.parse(key) for key in pushed)
     assert {key.split("/")[0] for key in pushed} == {"sal", "cam", "label", "weights"}
 
@@ -46,14 +48,16 @@ def test_quick_trains_less_but_runs_the_same_steps() -> None:
     assert full == quick
 
 
-def test_another_method_comes_on_top() -> None:
+@pytest.mark.parametrize("name", EXTRAS)
+def test_another_method_comes_on_top(name: str) -> None:
     """What the demo does without it is done in the same way, so that it can be added later."""
     plain = [step.line for step in demo.steps(Path("out"), demo.FULL, 0)][:-1]
-    more = [step.line for step in demo.steps(Path("out"), demo.FULL, 0, (demo.SSNET,))]
+    more = [step.line for step in demo.steps(Path("out"), demo.FULL, 0, (name,))]
     assert more[: len(plain)] == plain
-    assert any(line.startswith("python -m stages ssnet --data shapes") for line in more)
-    quick = [step.line for step in demo.steps(Path("out"), demo.QUICK, 0, (demo.SSNET,))]
-    assert all("--steps 20" in line for line in quick if "--recipe shapes" in line)
+    assert any(line.startswith(f"python -m stages {name} --data shapes") for line in more)
+    quick = [step.line for step in demo.steps(Path("out"), demo.QUICK, 0, (name,))]
+    less = ("--steps 20", "_epochs=1 ")
+    assert all(any(w in f"{x} " for w in less) for x in quick if "--recipe shapes" in x)
 
 
 def test_a_failing_step_says_which_and_how_to_go_on(

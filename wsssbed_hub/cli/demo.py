@@ -27,7 +27,14 @@ TARGET = "shapes"
 SOD_DATASETS = ("shapes-small", "shapes")  # the same pictures' worth of saliency, few and many
 GROUND_TRUTH = "ground-truth"
 CAM = "cam/cam"
-SSNET = "ssnet"
+OTHERS = {  # stages of methods that --with adds, and what they make when trained on `shapes`
+    "ssnet": ("sal/ssnet-shapes", "label/ssnet-shapes", "weights/ssnet-shapes"),
+    "sod-vst": ("sal/vst-shapes",),
+    "sod-dss": ("sal/dss-shapes",),
+    "sod-deepusps": ("sal/deepusps",),
+    "sod-move": ("sal/move",),
+}
+_SHOWN = {"sal": "--sal", "label": "--labels", "weights": "--segmentation"}  # options of report
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,11 @@ QUICK = Scale(
         "sod-poolnet": ("--steps", "20"),
         "cam-cam": ("--steps", "20"),
         "seg-deeplabv2": ("--steps", "20"),
-        SSNET: ("--steps", "20"),
+        "ssnet": ("--steps", "20"),
+        "sod-vst": ("--steps", "20"),
+        "sod-dss": ("--steps", "20"),
+        "sod-deepusps": ("--set", "round_epochs=1", "--set", "fusion_epochs=1"),
+        "sod-move": ("--steps", "20"),
     },
 )
 
@@ -75,7 +86,7 @@ class Step:
 
 
 def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) -> Iterator[Step]:
-    """The demo below ``folder``, in order; with ``extra`` methods (``SSNET``) before the report."""
+    """The demo below ``folder``, in order; with ``extra`` methods (of ``OTHERS``) last."""
     data, out, registry, pulled = (
         folder / name for name in ("data", "artifacts", "registry", "pulled")
     )
@@ -119,18 +130,16 @@ def steps(folder: Path, scale: Scale, seed: int, extra: Collection[str] = ()) ->
         yield stage(title, "seg-deeplabv2", "--labels", name)
     networks = [f"weights/seg-deeplabv2-{Path(name).name}" for name in (*labels, GROUND_TRUTH)]
     yield from publish(*networks)
-    shown = [("--sal", key) for key in sals]
-    if SSNET in extra:
-        name = f"{SSNET}-{SOD_DATASETS[-1]}"
-        title = "train SSNet for saliency and segmentation at once, write its maps and labels"
-        yield stage(title, SSNET, "--data", SOD_DATASETS[-1])
-        yield from share(f"sal/{name}", f"label/{name}")
-        yield from publish(f"weights/{name}")
-        shown += [("--sal", f"sal/{name}"), ("--labels", f"label/{name}")]
-        networks.append(f"weights/{name}")
-    shown += [("--segmentation", key) for key in networks]
+    shown = [*sals, *networks]
+    for name in (stage for stage in OTHERS if stage in extra):
+        yield stage(f"train {name}, write its maps", name, "--data", SOD_DATASETS[-1])
+        shared = [key for key in OTHERS[name] if not key.startswith("weights/")]
+        yield from share(*shared)
+        yield from publish(*(key for key in OTHERS[name] if key not in shared))
+        shown += OTHERS[name]
+    options = (word for key in shown for word in (_SHOWN[key.partition("/")[0]], key))
     words = (
-        *("report", "--cam", CAM, *(word for pair in shown for word in pair)),
+        *("report", "--cam", CAM, *options),
         *("--target", TARGET, *rooted, "--registry", str(registry)),
         *("--to", str(folder / "report.html"), "--json"),
     )
@@ -167,8 +176,7 @@ def run(
     return None if resumed else (time.monotonic() - begin) / 60
 
 
-class Extra(StrEnum):
-    ssnet = SSNET
+Extra = StrEnum("Extra", {name: name for name in OTHERS})  # type: ignore[misc]
 
 
 def demo(
@@ -186,8 +194,8 @@ def demo(
 ) -> None:
     """Run the whole benchmark on a synthetic dataset, from images to mIoU, with a report.
 
-    It needs the extra `stages` and about 10 minutes on two cores, a few more with SSNet. Stopped,
-    it goes on where it was.
+    It needs the extra `stages` and about 10 minutes on two cores, a few more with each method
+    beside. Stopped, it goes on where it was.
     """
     minutes = run(to, QUICK if quick else FULL, seed, say=typer.echo, extra=extra or ())
     words = ["wsssbed-hub", "demo"] + (["--seed", str(seed)] if seed else [])
