@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -273,6 +273,18 @@ class Method(SodMethod):
         "classifier": Initial("EfficientNet-lite0, trained on ImageNet", "timm has it"),
     }
     recipe: Recipe
+
+    @classmethod
+    def remark(cls, recipe: Recipe) -> str:
+        published = RECIPES["published"]
+        names = {"dino": "DINO ViT-S/8", "mae": "the MAE", "classifier": "EfficientNet-lite0"}
+        changed = {
+            name.partition("_")[0]
+            for name, value in asdict(recipe).items()
+            if value != getattr(published, name)
+        }
+        other = [name for part, name in names.items() if part in changed]
+        return f"; with small, untrained networks in place of {', '.join(other)}" if other else ""
 
     def build(self) -> Move:
         recipe = self.recipe

@@ -13,8 +13,8 @@ import pytest
 import torch
 from closeness import FLOAT64, assert_close_in_norm
 
-from stages.runtime.bilateral_solver import binary_object, solve_bilaterally
-from stages.runtime.determinism import reseed
+from stages.ops.bilateral_solver import binary_object, solve_bilaterally
+from stages.ops.determinism import reseed
 from stages.runtime.errors import Interruption
 from stages.runtime.method import Frozen, Image
 from stages.runtime.trainer import TrainConfig, Trainer
@@ -148,6 +148,13 @@ def test_random_helpers_are_the_same_in_every_training(data: SodData) -> None:
     *same, drawn_by_seed = zip(*found, strict=True)
     assert all(torch.equal(one, other) for one, other in same)
     assert not torch.equal(*drawn_by_seed)
+
+
+def test_the_card_names_the_networks_that_are_not_the_published_ones() -> None:
+    assert Method.remark(RECIPES["published"]) == ""
+    assert "place of DINO ViT-S/8, the MAE, EfficientNet-lite0" in Method.remark(SMALL)
+    other = replace(RECIPES["published"], mae_depth=2, learning_rate=1.0)
+    assert Method.remark(other).endswith("place of the MAE")
 
 
 class StoppedAt(Crops):
