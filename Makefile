@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-table test test-avx2 check format schema manifests constraints clean
+.PHONY: help install demo demo-table bench bench-gpu test test-avx2 check format schema manifests constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 22
@@ -28,6 +28,12 @@ demo: install  ## images to mIoU on this machine, with a report at the end (abou
 demo-table: install  ## the numbers of `make demo` into docs/demo.json and the README
 	cp $(DEMO)/summary.json docs/demo.json
 	$(BIN)/python -m wsssbed_hub.report.summary docs/demo.json README.md
+
+bench: install  ## every measurement at small sizes on the CPU: whether all of it works (minutes)
+	$(BIN)/python -m benchmarks --device cpu --out build/bench
+
+bench-gpu: install  ## what docs/performance.md has, on this GPU (at most 8 minutes)
+	$(BIN)/python -m benchmarks --out build/bench-gpu
 
 test: install  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
