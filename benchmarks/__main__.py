@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import inference, training
 from benchmarks.pictures import DUTS, VOC, draw
-from stages.runtime.determinism import compute_exactly, reseed
+from stages.ops.determinism import compute_exactly, reseed
 from stages.runtime.provenance import environment
 from stages.seg.deeplabv2 import Method as DeepLab
 from stages.sod.poolnet import Method as PoolNet

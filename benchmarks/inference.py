@@ -14,15 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.pictures import Pictures, photograph
-from stages.runtime.densecrf import (
+from stages.ops.densecrf import (
     DEEPLAB,
     CrfSettings,
     bilateral_lattice,
     densecrf,
     gaussian_lattice,
 )
+from stages.ops.permutohedral import Lattice
 from stages.runtime.method import Image
-from stages.runtime.permutohedral import Lattice
 from wsssbed_hub.artifacts.shard_writer import write_parts
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.pictures import Pictures
-from stages.runtime.determinism import compute_exactly, generator, reseed, tf32
+from stages.ops.determinism import compute_exactly, generator, reseed, tf32
 from stages.runtime.loader import batches, rows_of
 from stages.runtime.method import Batch, Method, Phase
 from stages.runtime.trainer import TrainConfig, Trainer
@@ -186,7 +186,7 @@ class _Samples(Dataset[Any]):
 
 @contextmanager
 def _torchs_way(wanted: bool) -> Iterator[None]:
-    """Torch's own operations in place of ``stages.runtime.ops``, and nothing deterministic."""
+    """Torch's own operations in place of ``stages.ops.resizing``, and nothing deterministic."""
     compute_exactly(strict=True)
     if not wanted:
         yield
