@@ -48,14 +48,19 @@ Tokens = dict[str, Tensor]  # by task
 
 @dataclass(frozen=True)
 class Recipe:
-    """The published training (train_test_eval.py, Training.py, dataset.py)."""
+    """The published training.
+
+    The first five are of train_test_eval.py and dataset.py, the network of Models/, the rest of
+    train_test_eval.py and Training.py.
+    """
 
     initial: str = "80.7_T2T_ViT_t_14.pth.tar"  # for the backbone, its moving average
     size: int = 224  # pixels a side that the network takes
     scaled: int = 256  # pixels a side of the square that training crops come from
     flip: float = 0.5
+    batch_size: int = 11
     width: int = 384
-    heads: int = 6
+    heads: int = 6  # at 1/16; there is one at 1/8 and 1/4
     ratio: int = 3  # inner width of an MLP over its outer width
     depth: int = 14  # blocks of the backbone
     convertor_depth: int = 4
@@ -63,13 +68,12 @@ class Recipe:
     token_width: int = 64  # of the tokens at 1/8 and 1/4
     features: int = 32  # random ones, of a performer
     dropout: float = 0.1  # in the performers
-    weights: tuple[float, float, float, float] = (0.5, 0.5, 0.8, 1.0)  # of losses, from 1/16 to 1/1
+    loss_weights: tuple[float, float, float, float] = (0.5, 0.5, 0.8, 1.0)  # from 1/16 to 1/1
     steps: int = 60_000
     drops: tuple[float, ...] = (0.5, 0.75)  # shares of the steps after which the rate drops
     decay: float = 0.1
     learning_rate: float = 1e-4
     backbone_rate: float = 0.1  # times the learning rate
-    batch_size: int = 11
     accumulate: int = 1
 
 
@@ -391,7 +395,7 @@ class Method(SodMethod):
             terms = {}
             for task, logits in network(batch["image"]).items():
                 levels = level_losses(logits, batch[task])
-                weighted = zip(recipe.weights, levels, strict=True)
+                weighted = zip(recipe.loss_weights, levels, strict=True)
                 terms[task] = torch.stack([weight * term for weight, term in weighted]).sum()
             return terms
 

@@ -127,7 +127,7 @@ def test_each_level_has_its_weight() -> None:
     mask = np.zeros((9, 9), np.uint8)
 
     def loss(weights: tuple[float, float, float, float]) -> dict[str, Tensor]:
-        method = Method(replace(SMALL, weights=weights), Path())
+        method = Method(replace(SMALL, loss_weights=weights), Path())
         torch.manual_seed(0)
         network = method.build().eval()
         (phase,) = method.phases(network, dataset(mask))
@@ -197,7 +197,9 @@ def test_the_initial_t2t_vit_fills_the_backbone_alone(tmp_path: Path) -> None:
     theirs = published_backbone(network.backbone)
     head = {"head.weight": torch.zeros(1000, 12), "head.bias": torch.zeros(1000)}
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    torch.save({"state_dict_ema": theirs | head, "epoch": 309}, tmp_path / "t2t.pth.tar")
+    last = {key: value + 1 for key, value in theirs.items()}
+    file = {"state_dict": last, "state_dict_ema": theirs | head, "epoch": 309}
+    torch.save(file, tmp_path / "t2t.pth.tar")
     method.load_initial(network, read_tensors(tmp_path / "t2t.pth.tar"), "backbone")
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]) == (not key.startswith("backbone.")), key
