@@ -51,7 +51,7 @@ class Recipe:
     """The published training.
 
     The first five are of train_test_eval.py and dataset.py, the network of Models/, the rest of
-    train_test_eval.py and Training.py.
+    train_test_eval.py and Training.py. Raises UsageError for sizes that cannot be.
     """
 
     initial: str = "80.7_T2T_ViT_t_14.pth.tar"  # for the backbone, its moving average
@@ -75,6 +75,15 @@ class Recipe:
     learning_rate: float = 1e-4
     backbone_rate: float = 0.1  # times the learning rate
     accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size % 16 or self.scaled < self.size:
+            raise UsageError(
+                f"size={self.size}, scaled={self.scaled}: the size is a multiple of 16, and crops "
+                "of it come from images scaled to at least as much."
+            )
+        if self.width % self.heads:
+            raise UsageError(f"width={self.width} is no multiple of heads={self.heads}.")
 
 
 RECIPES = {
@@ -362,14 +371,6 @@ class Method(SodMethod):
     recipe: Recipe
 
     def build(self) -> VST:
-        size, scaled = self.recipe.size, self.recipe.scaled
-        if size % 16 or scaled < size:
-            raise UsageError(
-                f"size={size}, scaled={scaled}: the size is a multiple of 16, and crops of it come "
-                "from images scaled to at least as much."
-            )
-        if self.recipe.width % self.recipe.heads:
-            raise UsageError(f"width={self.recipe.width} is no multiple of heads.")
         return VST(self.recipe)
 
     def load_initial(self, network: VST, state: Mapping[str, Tensor], name: str) -> None:

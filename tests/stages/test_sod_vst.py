@@ -168,7 +168,7 @@ def test_other_lengths_of_training_keep_the_shares_of_its_rates() -> None:
 )
 def test_sizes_that_cannot_be_are_refused(changes: dict[str, int], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Method(replace(SMALL, **changes), Path()).build()  # type: ignore[arg-type]
+        replace(SMALL, **changes)  # type: ignore[arg-type]
 
 
 def published_backbone(network: T2TViT) -> dict[str, Tensor]:
