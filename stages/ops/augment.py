@@ -136,6 +136,25 @@ def random_window(
     return [plane[tuple(window)] for plane in planes]
 
 
+def trimmed(planes: list[np.ndarray], part: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The same window of each: less than one ``part``-th of either side is cut off."""
+    window = []
+    for side in planes[0].shape[:2]:
+        off = int(rng.integers(max(1, side // part)))
+        start = int(rng.integers(max(1, off)))
+        window.append(slice(start, side - off + start))
+    return [plane[tuple(window)] for plane in planes]
+
+
+def turned_on_black(plane: np.ndarray, degrees: float, enlarged: bool) -> np.ndarray:
+    """uint8[H, W] or uint8[H, W, 3], turned counter-clockwise about its centre, bilinearly.
+
+    The corners are cut off, unless the canvas is ``enlarged`` so that they fit.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, expand=enlarged))
+
+
 def resized(plane: np.ndarray, size: int) -> np.ndarray:
     """[H, W, 3] bicubically, [H, W] by the nearest pixel, to ``size`` by ``size``."""
     resize = resize_bicubic if plane.ndim == 3 else resize_nearest

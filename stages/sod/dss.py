@@ -32,7 +32,6 @@ Where this file departs from both:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -51,6 +50,16 @@ from stages.ops.images import caffe_bgr, imagenet_rgb, to_uint8
 from stages.ops.resizing import resize
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.sod import SodData, SodMethod
+from stages.sod._dss_merging import (
+    ORIGINS,
+    RECEIVES,
+    STRIDES,
+    CaffeMerge,
+    PaddedEnlarging,
+    PortMerge,
+    crop_offset,
+    enlarge_and_crop,
+)
 from wsssbed_hub.artifacts import manifest
 
 Variant = Literal["port", "caffe"]
@@ -58,10 +67,6 @@ MEAN_BGR = (104.00699, 116.66877, 122.67892)
 TAPS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "pool5")
 KERNELS = (3, 3, 5, 5, 5, 7)  # of the side branches
 DEPTHS = (2, 2, 4, 4, 8, 8)  # their channels, over those of the backbone's first stage
-RECEIVES = ((2, 3, 4, 5), (2, 3, 4, 5), (4, 5), (4, 5), (), ())  # sides, from 0
-STRIDES = (1, 2, 4, 8, 16, 32)
-# Where in the image the first cell of each side lies, in the authors' network (see ``_offset``).
-ORIGINS = (-4.0, -3.5, -2.5, -0.5, -0.5, -0.5)
 
 
 @dataclass(frozen=True)
@@ -139,75 +144,6 @@ PUBLISHED_NAMES: Rules = (
     (r"^comb\.(\d)\.deconv\.", r"merges.\1.finish."),
     (r"^fuse\.weights$", "fusion"),
 )
-
-
-def bilinear_kernel(factor: int) -> Tensor:
-    """float32[1, 1, 2 factor, 2 factor]: what enlarges a map bilinearly, as in FCN."""
-    row = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
-    return (row[:, None] * row)[None, None]
-
-
-class PaddedEnlarging(nn.ConvTranspose2d):
-    """The port's: ``factor`` times the size, with a kernel that is learnt."""
-
-    def __init__(self, factor: int) -> None:
-        super().__init__(1, 1, 2 * factor, factor, factor // 2)
-
-    def draw_bilinear(self) -> None:
-        with torch.no_grad():
-            self.weight.copy_(bilinear_kernel(self.stride[0]))
-            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-
-
-class PortMerge(nn.Module):
-    """A side's short connections, at the size of the image."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        factors = [STRIDES[other] // STRIDES[side] for other in RECEIVES[side]]
-        self.enlarge = nn.ModuleList(PaddedEnlarging(factor) for factor in factors)
-        self.conv = nn.Conv2d(1 + len(factors), 1, 1)
-        self.finish = PaddedEnlarging(STRIDES[side]) if side else nn.Identity()
-
-    def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        others = [f(x) for f, x in zip(self.enlarge, received, strict=True)]
-        return self.finish(self.conv(torch.cat([own, *others], 1)))
-
-
-def _offset(factor: int, origin: float, stride: int, onto: float) -> int:
-    """Where to crop a map that was enlarged by ``factor``, so that centres agree.
-
-    ``origin`` and ``onto`` are the places in the image of the first cells of the map and of what
-    it is cropped for, ``stride`` the pixels between two cells of the latter.
-    """
-    shift = (2 * factor - 1) / 2 if factor > 1 else 0.0  # of the first cell by the kernel
-    return math.floor((onto - origin) / stride + shift + 0.5)
-
-
-def _enlarge_and_crop(x: Tensor, factor: int, offset: int, size: Sequence[int]) -> Tensor:
-    """Bilinear by ``factor`` without padding, then ``size`` from ``offset`` on both axes."""
-    if factor > 1:
-        x = F.conv_transpose2d(x, bilinear_kernel(factor).to(x), stride=factor)
-    height, width = size
-    return x[..., offset : offset + height, offset : offset + width]
-
-
-class CaffeMerge(nn.Module):
-    """A side's short connections in the authors' network, at the size of the side."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.conv = nn.Conv2d(1 + len(RECEIVES[side]), 1, 1)
-
-    def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        stride, onto = STRIDES[self.side], ORIGINS[self.side]
-        others = []
-        for other, x in zip(RECEIVES[self.side], received, strict=True):
-            factor = STRIDES[other] // stride
-            offset = _offset(factor, ORIGINS[other], stride, onto)
-            others.append(_enlarge_and_crop(x, factor, offset, own.shape[2:]))
-        return self.conv(torch.cat([own, *others], 1))
 
 
 def _side(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -295,7 +231,7 @@ class CaffeDss(Dss):
         for side in (3, 2, 1, 0):  # what is received was merged before
             maps[side] = self.merges[side](raw[side], [maps[n] for n in RECEIVES[side]])
         return [
-            _enlarge_and_crop(x, stride, _offset(stride, origin, 1, 0.0), size)
+            enlarge_and_crop(x, stride, crop_offset(stride, origin, 1, 0.0), size)
             for x, stride, origin in zip(maps, STRIDES, ORIGINS, strict=True)
         ]
 

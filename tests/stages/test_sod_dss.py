@@ -15,17 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.runtime.method import Image
-from stages.sod.dss import (
+from stages.sod._dss_merging import (
     ORIGINS,
-    RECIPES,
     STRIDES,
+    PaddedEnlarging,
+    crop_offset,
+    enlarge_and_crop,
+)
+from stages.sod.dss import (
+    RECIPES,
     CaffeDss,
     Dss,
     Method,
-    PaddedEnlarging,
     Pairs,
-    _enlarge_and_crop,
-    _offset,
     deep_supervision,
     stretched,
 )
@@ -111,7 +113,7 @@ def test_bilinear_enlarging_is_that_of_the_padded_one_inside() -> None:
     padded = PaddedEnlarging(4).double()
     padded.draw_bilinear()
     expected = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
-    cropped = _enlarge_and_crop(x, 4, 2, (20, 24))
+    cropped = enlarge_and_crop(x, 4, 2, (20, 24))
     for enlarged in (padded(x), cropped):  # at the border they take zeros in
         assert_close_in_norm(enlarged[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], FLOAT64)
 
@@ -121,8 +123,8 @@ def test_crops_put_maps_where_their_receptive_fields_are(side: int) -> None:
     """A map that says where its cells lie in the image says, enlarged, where the pixels are."""
     places = ORIGINS[side] + STRIDES[side] * torch.arange(9.0)
     x, size = places.expand(1, 1, 9, 9), 4 * STRIDES[side]
-    offset = _offset(STRIDES[side], ORIGINS[side], 1, 0.0)
-    enlarged = _enlarge_and_crop(x, STRIDES[side], offset, (size, size))[0, 0, -1]
+    offset = crop_offset(STRIDES[side], ORIGINS[side], 1, 0.0)
+    enlarged = enlarge_and_crop(x, STRIDES[side], offset, (size, size))[0, 0, -1]
     inside = slice(2 * STRIDES[side], None)  # at the border zeros are taken in
     assert_close_in_norm(enlarged[inside], torch.arange(float(size))[inside], FLOAT32)
 
@@ -131,8 +133,8 @@ def test_crops_put_maps_where_their_receptive_fields_are(side: int) -> None:
 def test_crops_between_sides_are_at_most_half_a_cell_off(other: int) -> None:
     places = ORIGINS[other] + STRIDES[other] * torch.arange(9.0)
     factor = STRIDES[other] // STRIDES[1]
-    offset = _offset(factor, ORIGINS[other], STRIDES[1], ORIGINS[1])
-    cells = _enlarge_and_crop(places.expand(1, 1, 9, 9), factor, offset, (4 * factor, 4 * factor))
+    offset = crop_offset(factor, ORIGINS[other], STRIDES[1], ORIGINS[1])
+    cells = enlarge_and_crop(places.expand(1, 1, 9, 9), factor, offset, (4 * factor, 4 * factor))
     wanted = ORIGINS[1] + STRIDES[1] * torch.arange(4.0 * factor)
     inside = slice(2 * factor, None)  # at the border zeros are taken in
     assert (cells[0, 0, -1] - wanted)[inside].abs().max() <= STRIDES[1] / 2
