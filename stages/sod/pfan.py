@@ -40,11 +40,11 @@ from torch.nn import functional as F
 
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.vgg import Vgg16, for_caffe_input, timm_imagenet
-from stages.runtime.augment import trimmed, turned_on_black
-from stages.runtime.images import MEAN_RGB, STD_RGB
+from stages.ops.augment import trimmed, turned_on_black
+from stages.ops.images import MEAN_RGB, STD_RGB
+from stages.ops.resizing import adaptive_avg_pool2d, resize
+from stages.ops.squares import Resizing, Square, resized_planes
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
-from stages.runtime.ops import adaptive_avg_pool2d, resize
-from stages.runtime.squares import Resizing, Square, resized_planes
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
 

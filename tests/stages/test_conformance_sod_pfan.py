@@ -18,8 +18,8 @@ from closeness import assert_close_in_norm, relative_error
 from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
+from stages.ops.resizing import resize
 from stages.runtime.method import Image, Phase
-from stages.runtime.ops import resize
 from stages.sod.pfan import RECIPES, Method, Pfan, edges, to_input, to_label
 
 pytestmark = pytest.mark.numerical

@@ -6,7 +6,7 @@ import torch
 from closeness import FLOAT32, FLOAT64, assert_close_in_norm
 from torch.nn import functional as F
 
-from stages.runtime.squares import Square, area_means, resized_planes
+from stages.ops.squares import Square, area_means, resized_planes
 
 
 def picture(height: int, width: int) -> np.ndarray:

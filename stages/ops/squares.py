@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from stages.runtime.ops import resize, resize_nearest
+from stages.ops.resizing import resize, resize_nearest
 
 Resizing = Literal["area", "bilinear", "nearest"]
 
