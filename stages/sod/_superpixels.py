@@ -51,7 +51,7 @@ def superpixels(rgb: np.ndarray, number: int) -> Superpixels:
 
     height, width = rgb.shape[:2]
     lab = rgb2lab(rgb)
-    found = slic(lab, number, COMPACTNESS, sigma=0, convert2lab=False, start_label=0)
+    found = slic(rgb, number, COMPACTNESS, sigma=0, start_label=0)
     _, labels = np.unique(found, return_inverse=True)
     labels = labels.reshape(height, width)
     count = int(labels.max()) + 1

@@ -22,7 +22,7 @@ from references import checkpoint, compared, outputs_of
 from torch import Tensor, nn
 
 from stages.runtime.method import Image, Phase
-from stages.sod.deepusps import RECIPES, DeepUsps, Method, Training, soft_threshold
+from stages.sod.deepusps import RECIPES, DeepUsps, Method, SelfSupervision, soft_threshold
 
 pytestmark = pytest.mark.numerical
 CASE = "sod-deepusps"
@@ -92,7 +92,7 @@ def test_the_crf(probability: np.ndarray, name: str) -> None:
 
 def test_a_prediction_enters_the_average(network: DeepUsps) -> None:
     data: Any = SimpleNamespace(image_ids=["case"], read_image=lambda image_id: INPUTS["raw"])
-    average = Training(METHOD, network, data).average
+    average = SelfSupervision(METHOD, network, data).average
     average.load_state({"values": {"case": torch.from_numpy(INPUTS["mva_previous"])}, "put": []})
     logarithms = np.log(INPUTS["crf_probability"])
     average.put("case", (logarithms[0] - logarithms[1]).astype(np.float16))

@@ -99,6 +99,10 @@ def test_superpixels_are_a_partition_with_means() -> None:
     np.testing.assert_allclose(regions.places[a], (y.mean() / 79, x.mean() / 119))
     assert regions.lab[a, 1] > 40 > regions.lab[b, 1]  # red is far along a
     assert not regions.adjacent[a, b]
+    height, width = np.mgrid[:80, :120]
+    inside = (height - 40) ** 2 + (width - 60) ** 2 < 20**2
+    share = np.bincount(regions.labels[inside], minlength=count) / np.bincount(regions.labels.flat)
+    assert np.minimum(share, 1 - share)[regions.labels].mean() < 0.01  # they follow the disk's edge
 
 
 @pytest.mark.parametrize(
