@@ -88,7 +88,7 @@ def crf(
 
 
 def iteration_bytes(settings: CrfSettings, rgb: torch.Tensor, classes: int) -> int:
-    """What an iteration must read and write, if every array is read and written once an operation.
+    """Bytes that an iteration moves, if every array is read and written once an operation.
 
     Per lattice: splat (marginals in, vertices out), one blur per axis (vertices in and out), slice
     (vertices in, pixels out), each with its table; then sums and softmax over the pixels.

@@ -18,7 +18,7 @@ VOC = ((375, 500), (333, 500), (500, 375), (375, 500))
 
 @dataclass(frozen=True)
 class Pictures:
-    """What ``phases`` of a SOD or segmentation method asks of its data."""
+    """The data that ``phases`` of a SOD or segmentation method asks for."""
 
     name: str
     image_paths: Mapping[str, Path]

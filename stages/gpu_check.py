@@ -46,7 +46,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one comparison with a record found."""
+    """The verdict on one artifact compared with a record."""
 
     key: str
     verdict: Literal["equal", "within tolerance", "different", "not in the record"]
@@ -93,7 +93,7 @@ def _add(record: Record, key: str, entry: Entry, folder: Path) -> None:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What is left of an artifact for a comparison: small, and blind to single pixels."""
+    """An artifact reduced for a comparison: small, and blind to single pixels."""
     manifest = read_manifest(folder)
     chosen = manifest.choose(TARGET)
     if manifest.kind == "weights":

@@ -92,7 +92,7 @@ def run_all(
 
 
 def made_in(out: Path) -> dict[str, Entry]:
-    """What lies below an ``--out`` folder, by key. Raises HubError if that is nothing."""
+    """Entries of the artifacts below an ``--out`` folder, by key. Raises HubError for none."""
     folders = sorted(path.parent for path in out.glob(f"*/*/{MANIFEST}"))
     if not folders:
         raise HubError(f"The stage ended well and left no artifact in {out}.")
@@ -144,7 +144,7 @@ def container_job(
     user: tuple[int, int] | None = None,
     gpus: tuple[str, ...] = (),
 ) -> Job:
-    """What ``contained`` runs. Raises HubError if the stage has no image here."""
+    """The job that ``contained`` runs. Raises HubError if the stage has no image here."""
 
     def no_keys(key: str, target: str) -> Path:
         raise UsageError(f"{key}: small runs are made from folders.")

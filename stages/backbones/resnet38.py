@@ -165,7 +165,7 @@ def _stage(
 
 
 def _enter(stage: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the stage's convolutions, and what leaves the stage."""
+    """The input of the stage's convolutions, and the output of the stage."""
     first = stage[0]
     assert isinstance(first, Block | WideBottleneck)
     entered = first.enter(x)

@@ -40,7 +40,7 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """What a published method writes down about its CRF. A weight of 0 leaves the term out."""
+    """Parameters of a method's CRF, as published. A weight of 0 leaves the term out."""
 
     iterations: int  # of mean field; 0 gives softmax(-U)
     gaussian_xy: float  # standard deviation of the Gaussian term, pixels

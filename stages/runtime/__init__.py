@@ -1,4 +1,4 @@
-"""What all stages share: from a command line to a trained network, and from that to an artifact.
+"""The way of all stages: from a command line to a trained network, and from that to an artifact.
 
 The way of "train, then write": ``catalogue`` finds the stage, ``options`` reads its command line,
 ``session`` sets this process up, ``training`` gives the trained network (``trainer`` and ``loader``

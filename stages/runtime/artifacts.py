@@ -1,4 +1,4 @@
-"""What a stage leaves behind: maps over a target, written by all processes, as a key folder."""
+"""Writes the artifacts of a stage: maps over a target, by all processes, as a key folder."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def open_maps(where: str, target: str | None, kind: str) -> Maps:
 
 
 def artifact_name(maps: Maps) -> str:
-    """What the keys of things made from ``maps`` call them: ``vst-duts`` for ``sal/vst-duts``."""
+    """The name of ``maps`` in keys of artifacts made from them: ``vst-duts`` for ``sal/vst-duts``."""
     if maps.key is not None:
         return Key.parse(maps.key).name
     name = re.sub(r"[^a-z0-9]+", "-", Path(maps.name).stem.lower()).strip("-")

@@ -57,7 +57,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint | None:
-        """What ``save`` wrote, on the CPU, or None if there is no file. HubError if damaged."""
+        """The checkpoint of ``save``, on the CPU, or None if there is no file. HubError if damaged."""
         if not path.exists():
             return None
         try:

@@ -105,9 +105,9 @@ def barrier() -> None:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What ``work`` returns in the first process, in every process.
+    """Runs ``work`` in the first process, and returns its result in every process.
 
-    A HubError there is raised there, and ends the others with its exit code.
+    A HubError is raised there, and ends the others with its exit code.
     """
     if size() == 1:
         return work()

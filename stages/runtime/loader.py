@@ -91,7 +91,7 @@ class Row:
         return generator(*self.name, "order", epoch).permutation(number)
 
     def rng(self, place: int) -> np.random.Generator:
-        """What the sample at a place in the row draws its random numbers from."""
+        """The generator of all random numbers of the sample at a place in the row."""
         return generator(*self.name, "sample", place)
 
     def finished_epochs(self, batch: int) -> range:

@@ -57,7 +57,7 @@ class Benchmark(ABC):
 
     @property
     def depends_on(self) -> dict[str, Any]:
-        """What scores depend on, beside the weights."""
+        """Settings that scores depend on, beside the weights."""
         return {"images": list_digest(self.image_ids)}
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Benchmark(ABC):
     def results(
         self, scores: Mapping[Seed, Score], seed: Seed, initial: str | None
     ) -> list[Result]:
-        """What the manifest of one seed's weights states; ``initial`` weights in words."""
+        """Results for the manifest of one seed's weights; ``initial`` weights in words."""
 
     def share(self) -> Sequence[str]:
         """The images that this process measures."""
@@ -172,7 +172,7 @@ class Segmentation(Benchmark):
 
 @contextmanager
 def _single_threads() -> Iterator[Callable[[], object]]:
-    """What makes torch take one core in a thread: a CRF gains nothing from several."""
+    """A function to have torch take one core in a thread: a CRF gains nothing from several."""
     before = torch.get_num_threads()
     try:
         yield partial(torch.set_num_threads, 1)
@@ -335,7 +335,7 @@ def results(
     note: str | None = None,
     own: bool = True,
 ) -> list[Result]:
-    """What the manifest of one seed's weights states of a metric, whose ``values`` are by seed.
+    """Results of one metric, ``values`` by seed, for the manifest of one seed's weights.
 
     The mean over all seeds, then, of several and if ``own``, the value of these weights alone.
     Nothing if a value is unknown.

@@ -1,4 +1,4 @@
-"""What a method remembers of each image, from epoch to epoch: accumulated maps, moving averages."""
+"""Memory of each image from epoch to epoch: accumulated maps, moving averages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Memory:
         self._put.append(entry)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What samples need in a worker that is not forked: the update may be any function."""
+        """The part that samples need in a worker not forked: the update may be any function."""
         return {"_update": _replace, "_values": self._values, "_put": [], "_step": 0}
 
     def clear(self) -> None:

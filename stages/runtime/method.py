@@ -1,4 +1,4 @@
-"""What a method says of itself: its network, its training, and where its samples come from."""
+"""The contract of a method: its network, its training, and where its samples come from."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class Method(ABC):
         raise UsageError(f"{self.card.name} starts from random weights; leave --init out.")
 
     def timm_weights(self, name: str) -> Mapping[str, Tensor]:
-        """What ``--init timm`` hands to ``load_initial``: weights from the Hub cache."""
+        """The weights of ``--init timm``, for ``load_initial``: from the Hub cache."""
         raise UsageError(
             f"timm has no initial weights for {self.card.name}. Name a file with --init FILE."
         )

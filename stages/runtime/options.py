@@ -25,7 +25,7 @@ OptionsType = TypeVar("OptionsType", bound="OutputOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What every stage needs to know: over which images, from where, to where.
+    """Options of every stage: over which images, from where, to where.
 
     Raises UsageError for a version that is none.
     """
@@ -59,7 +59,7 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(OutputOptions):
-    """What every stage that trains a network needs to know beside that."""
+    """Further options of every stage that trains a network."""
 
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0
     device: Annotated[

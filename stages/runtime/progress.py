@@ -1,4 +1,4 @@
-"""What the first process tells of the work: news and progress on stderr, the metrics in a log."""
+"""Reports of the first process: news and progress on stderr, the metrics in a log."""
 
 from __future__ import annotations
 

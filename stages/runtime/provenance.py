@@ -1,4 +1,4 @@
-"""What a manifest says of how an artifact was made."""
+"""The provenance in a manifest: how an artifact was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training stage works with: the options of the command line, understood."""
+"""The session of a training stage: the options of the command line, checked and resolved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WORKERS = 8  # at most, unless asked for: more rarely pay
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a training starts from."""
+    """Weights that a training starts from."""
 
     name: str
     """A file's name, ``timm`` or ``random``."""
@@ -42,7 +42,7 @@ class InitialWeights:
 
     @property
     def what(self) -> str:
-        """What settings call them."""
+        """Their name in settings."""
         return self.digest or self.name
 
 
@@ -62,7 +62,7 @@ class Session:
 
     @property
     def initial_names(self) -> str | None:
-        """What the training starts from, in words; None with ``--weights``."""
+        """The weights that the training starts from, in words; None with ``--weights``."""
         if self.options.weights is not None:
             return None
         if len(self.initial) == 1:
@@ -140,7 +140,7 @@ def _settings_of_weights(recipe: str, path: Path, changes: Mapping[str, Any]) ->
 def _initial_weights(
     method: type[Method], recipe: Any, given: Mapping[str, str], *, frozen_only: bool
 ) -> dict[str, InitialWeights]:
-    """What ``--init`` (``given``, by name) and the recipe say. Raises UsageError for what is
+    """Weights as ``--init`` (``given``, by name) and the recipe say. Raises UsageError for what is
     missing, HubError for a file that is not there."""
     found = {}
     for name, initial in _known(method).items():

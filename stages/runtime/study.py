@@ -79,7 +79,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is kept of a trained network while the next one is trained."""
+    """A trained network as it is kept while the next one is trained."""
 
     training: Training
     weights: dict[str, np.ndarray]
@@ -306,7 +306,7 @@ def train_and_write(
 
 
 def scores_of(benchmark: Benchmark, measured: Mapping[Seed, Measured]) -> dict[Seed, Score]:
-    """What the networks of all seeds are worth there."""
+    """Scores there of the networks of all seeds."""
     return {seed: one.scores[benchmark.name] for seed, one in measured.items()}
 
 

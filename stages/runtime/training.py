@@ -187,7 +187,7 @@ class RunFolder:
 
     @property
     def made_from(self) -> list[Ingredient]:
-        """What a finished training began with, and the weights that came of it."""
+        """Ingredients of a finished training, and the weights that came of it."""
         return [Ingredient.model_validate(item) for item in self._run.get("made_from", ())]
 
     def finish(self, network: nn.Module, seconds: float, made_from: Sequence[Ingredient]) -> None:

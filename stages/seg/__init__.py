@@ -142,7 +142,7 @@ def run(stage: str, method: type[SegMethod], options: Options) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """What one command asks for, looked at: its data, its seeds and how to measure."""
+    """One command's request, checked: its data, its seeds and how to measure."""
 
     session: Session
     method: type[SegMethod]
@@ -198,7 +198,7 @@ class _Request:
 
     @property
     def _measuring(self) -> dict[str, str]:
-        """What the numbers depend on beside the training and the list of images."""
+        """Settings that scores depend on beside the training and the list of images."""
         return {"crf": self.crf.preset} if self.crf else {}
 
     @property

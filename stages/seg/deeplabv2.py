@@ -99,7 +99,7 @@ PUBLISHED_NAMES: Rules = (
 
 
 class Logits(NamedTuple):
-    """What each scale says, at its own size, and the maximum of all at the size of the first."""
+    """Logits of each scale at its own size, and the maximum of all at the size of the first."""
 
     scales: list[Tensor]  # float[N, C, h, w] for 1 and each extra scale
     fused: Tensor

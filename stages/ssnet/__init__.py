@@ -204,7 +204,7 @@ def _make_tables(request: _Request) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """What one command asks for, looked at: its data, its seeds, and the trainings on them."""
+    """One command's request, checked: its data, its seeds, and the trainings on them."""
 
     study: Study
     method: type[Method]
@@ -257,7 +257,7 @@ class _Request:
         ]
 
     def benchmarks(self, setting: Setting, *, saliency: bool = True) -> list[Benchmark]:
-        """What the setting is measured on, as far as it learns that."""
+        """Benchmarks of the setting, for the tasks that it learns."""
         found: list[Benchmark] = []
         if setting.learns_segmentation:
             threads = self.study.session.workers
@@ -267,7 +267,7 @@ class _Request:
     # Names and settings.
 
     def name(self, setting: Setting) -> str:
-        """What keys call the setting: ``ssnet-duts`` for MM, ``ssnet-m-duts``, ``ssnet-ss``."""
+        """The setting's name in keys: ``ssnet-duts`` for MM, ``ssnet-m-duts``, ``ssnet-ss``."""
         parts = [self.study.session.stage, "" if setting == MAIN else setting.name.lower()]
         parts.append(self.options.data or "" if setting.needs_masks else "")
         return "-".join(filter(None, parts))
@@ -279,7 +279,7 @@ class _Request:
         return self.options.out / "runs" / name
 
     def settings(self, setting: Setting, seed: Seed) -> dict[str, Any]:
-        """What the training depends on, its pseudo labels left out: they follow from it."""
+        """Settings of the training, without its pseudo labels: they follow from these."""
         of: dict[str, Any] = {"setting": setting.name, "target": self.target.name}
         if not self.given:
             of |= {one.role.replace("-", "_"): one.digest for one in self.lists(setting)}

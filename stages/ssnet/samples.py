@@ -1,4 +1,4 @@
-"""What SSNet is trained on: views of the two sets, resized to the network's input."""
+"""Training samples of SSNet: views of the two sets, resized to the network's input."""
 
 from __future__ import annotations
 

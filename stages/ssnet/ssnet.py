@@ -247,7 +247,7 @@ def _new(conv: nn.Conv2d, deviation: float = NEW_DEVIATION) -> nn.Conv2d:
 
 
 class Output(NamedTuple):
-    """What SSNet gives, at the size of its input, in float32."""
+    """Outputs of SSNet, at the size of its input, in float32."""
 
     probability: Tensor
     """H, float[N, C + 1, S, S], background first; the sum over the channels is 1."""

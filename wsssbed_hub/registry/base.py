@@ -1,4 +1,4 @@
-"""What all registries share: how keys are found, and the order in which something is published."""
+"""The base of all registries: how keys are found, and the order in which files are published."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THREADS = 8  # that read manifests
 
 
 class Missing(UsageError):
-    """What was asked for is not there, or may not be seen. What ``hint`` gives, which may take
+    """An artifact that is not there, or may not be seen. The text of ``hint``, which may take
     asking a server, is added when the message is read: the next registry may have it."""
 
     def __init__(self, message: str = "", hint: Callable[[], str] = str):
@@ -70,7 +70,7 @@ class Registry(Protocol):
 
 
 class BaseRegistry(ABC):
-    """What every registry with manifests of its own does in the same way."""
+    """The common part of every registry with manifests of its own."""
 
     @abstractmethod
     def keys(self) -> list[Key]:
@@ -144,7 +144,7 @@ class Transfer(NamedTuple):
 
 
 class Publication:
-    """What is published: the entries of ``folder``, the only version as ``version`` if it is given.
+    """Entries of ``folder`` to be published, the only version as ``version`` if it is given.
 
     Raises UsageError if the folder has several versions and one number is given for them, and
     HubError if the manifest or a file that people read names a folder of this machine.

@@ -1,4 +1,4 @@
-"""What people do with registries: open them by how they are written, pull, verify, load."""
+"""Opens registries by how they are written; pulls, verifies and loads artifacts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def default_registry() -> str:
 
 
 def registries_in_use() -> list[tuple[str, str]]:
-    """What is searched, in order, where no registry is named, each with what says so: those of
+    """Registries searched, in order, where none is named, each with its source: those of
     ``WSSSBED_REGISTRY`` if it is set, else the user's own folder and those of the config file. The
     index of record stands behind them."""
     if named := split(settings.registries()):
@@ -71,7 +71,7 @@ def open_registry(where: Registry | str | Path | None = None, *, create: bool = 
 
 
 def check_address(text: str) -> str:
-    """What to write down for a registry: ``text``, or the whole path of a folder.
+    """The address to write down for a registry: ``text``, or the whole path of a folder.
 
     Raises UsageError if it is no registry or holds a password, HubError if a package is missing
     that reads it.

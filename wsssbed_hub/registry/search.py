@@ -55,7 +55,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Filters:
-    """What is asked for; None is anything. Capitals do not matter.
+    """Conditions on artifacts; None is anything. Capitals do not matter.
 
     Raises UsageError for a kind or a supervision that there is not.
     """
@@ -91,7 +91,7 @@ class Filters:
         return ", ".join(f"--{name} {value}" for name, value in given.items())
 
     def help(self, found: Sequence[Found]) -> str:
-        """What there is to ask for, where nothing of ``found`` is what was asked for."""
+        """Lists values that can be asked for, where nothing of ``found`` meets the conditions."""
         known = {
             "target": {one.row.target for one in found},
             "sod": {name for one in found for name in one.sods},
@@ -176,7 +176,7 @@ def _found(known: dict[str, Manifest], manifest: Manifest, chosen: Chosen) -> Fo
 
 
 def _names(key: Key, manifest: Manifest | None) -> set[str]:
-    """What a saliency goes by: its name, SOD model and SOD datasets."""
+    """Names of a saliency: its own, SOD model and SOD datasets."""
     name = key.name.removeprefix(_SOD_STAGE) if key.kind == "weights" else key.name
     model, _, dataset = ("", "", "") if name.startswith(_PAPER) else name.partition("-")
     names = {name, model, dataset}

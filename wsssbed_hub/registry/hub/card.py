@@ -74,7 +74,7 @@ def _config(chosen: Chosen) -> dict[str, Any]:
 
 
 def _facts(made: Provenance) -> list[tuple[str, str]]:
-    """What is known of how an entry was made, but for the command."""
+    """Known facts of how an entry was made, but for the command."""
     known = {
         "Stage": made.stage,
         "Image": made.image and f"{made.image} {made.image_digest or ''}".strip(),

@@ -282,7 +282,7 @@ def _targets(repository: HubRepository, commit: str, version: str) -> set[str]:
 
 
 def open_repository(address: str) -> tuple[HubRegistry, Key]:
-    """What ``hf:<namespace>/<repository>[@revision]`` names: the registry, narrowed to it, and key.
+    """The registry, narrowed to ``hf:<namespace>/<repository>[@revision]``, and the key there.
 
     A revision is a version of the key, or else a branch, a tag, a reference such as ``refs/pr/1``,
     or a commit. Raises UsageError for what is not an artifact, HubError as ``find`` does.

@@ -252,7 +252,7 @@ class _Small(io.BytesIO):
 
 
 def _ask(name: str, action: Callable[[HfApi], T]) -> T:
-    """What the client finds out about ``name``, asked again while what goes wrong may pass."""
+    """The client's answer about ``name``, asked for again while an error may pass."""
 
     def once() -> T:
         with client_call(name):

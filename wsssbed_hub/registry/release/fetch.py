@@ -95,7 +95,7 @@ class _Fetch:
         self.pin = find_pin(self.key, chosen.target)
 
     def converted(self) -> Manifest | None:
-        """What an earlier run left, if it is whole and what is pinned."""
+        """The manifest of an earlier run, if that is whole and as pinned."""
         if not (self.home / MANIFEST).exists():
             return None
         found = read_manifest(self.home)

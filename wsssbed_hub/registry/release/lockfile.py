@@ -69,7 +69,7 @@ def read_lock(path: Path) -> Lock:
 
 
 def find_pin(key: str, target: str) -> Pin | None:
-    """What is written down for ``key`` (with its version) over ``target``."""
+    """The pin of ``key`` (with its version) over ``target``."""
     return read_lock(lock_file()).pins.get(key, {}).get(target)
 
 

@@ -29,7 +29,7 @@ class Lost(Passing):
 
 
 def error_code(error: BaseException) -> str | None:
-    """What S3 calls the error, if it is one of S3's."""
+    """S3's code of the error, if it is one of S3's."""
     answer = getattr(error.__cause__, "response", None) or {}
     return (answer.get("Error") or {}).get("Code")
 

@@ -26,7 +26,7 @@ _IN_URL = re.compile(r"(\w://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
 
 
 class Place:
-    """What lies below ``url``, and the driver (``files``) that reaches it.
+    """The files below ``url``, and the driver (``files``) that reaches them.
 
     Raises UsageError for what is no registry, HubError if the package that reads it is missing.
     """
@@ -142,7 +142,7 @@ class Place:
             raise HubError(f"{self}: {what} cannot be {done}: {reason}.") from None
 
     def _bare(self, error: BaseException) -> str:
-        """What a driver says on one line, without what may be secret in the URLs that it names."""
+        """A driver's message on one line, without what may be secret in the URLs that it names."""
         text = " ".join(str(error).split()) or type(error).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
