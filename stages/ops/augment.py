@@ -1,4 +1,4 @@
-"""Random changes of training images that methods share; all chance comes from ``rng``."""
+"""Random changes of training images that methods share; all random numbers come from ``rng``."""
 
 from __future__ import annotations
 

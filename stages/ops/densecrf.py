@@ -24,7 +24,6 @@ the same as punishing the others.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -63,16 +62,6 @@ class CrfSettings:
                 f"CRF setting iterations must be a whole number, 0 or more, not {self.iterations}"
             )
 
-    def at_scale(self, factor: float) -> CrfSettings:
-        """For an image shrunk by ``factor``: both place deviations are divided by it."""
-        if not (factor > 0 and math.isfinite(factor)):
-            raise UsageError(f"the factor of a CRF's scale must be positive and finite: {factor}")
-        return dataclasses.replace(
-            self,
-            gaussian_xy=self.gaussian_xy / factor,
-            bilateral_xy=self.bilateral_xy / factor,
-        )
-
 
 # DeepLab-V2 on VOC: kazuto1011/deeplab-pytorch, configs/voc12.yaml, at the image's size.
 DEEPLAB = CrfSettings(10, 1, 3, 67, 3, 4)
@@ -81,7 +70,7 @@ SSNET = CrfSettings(5, 3, 3, 80, 13, 10)
 # DeepUSPS, rounds of training and test: its Par_CRF.apply_dcrf_single; the same numbers.
 DEEPUSPS = SSNET
 # EDAM's fused maps: allenwu97/EDAM, infer_cls.py. The crf functions of EPS, L2G, OAA, MCIS and DRS
-# have these weights too; for their factor t see ``at_scale`` and ``dataclasses.replace``.
+# have these weights too; their factor t divides the deviations of places.
 EDAM = CrfSettings(3, 3, 3, 80, 13, 10)
 # DSS: Andrew-Qibin/dss_crf (the paper's text gives other weights). Two labels, and a unary of its
 # own, so to be used with ``densecrf_from_unary``.

@@ -259,7 +259,7 @@ def open_maps(where: str, target: str | None, kind: str) -> Maps:
 
 
 def artifact_name(maps: Maps) -> str:
-    """The name of ``maps`` in keys of artifacts made from them: ``vst-duts`` for ``sal/vst-duts``."""
+    """The name of ``maps`` in keys of what is made from them: ``vst-duts`` for ``sal/vst-duts``."""
     if maps.key is not None:
         return Key.parse(maps.key).name
     name = re.sub(r"[^a-z0-9]+", "-", Path(maps.name).stem.lower()).strip("-")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stages.backbones.state import load_strictly
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 
 # Where checkpoints keep their weights; a moving average is what their authors evaluate.
 _WRAPPERS = ("state_dict_ema", "state_dict", "model", "network", "params")
@@ -52,12 +52,12 @@ class Checkpoint:
         """
         buffer = io.BytesIO()  # torch's own writer turns a full disk into a riddle
         torch.save({key: getattr(self, key) for key in self.__dataclass_fields__}, buffer)
-        with expect_trouble(path.parent, buffer.tell()):
+        with disk_errors(path.parent, buffer.tell()):
             write_whole(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint | None:
-        """The checkpoint of ``save``, on the CPU, or None if there is no file. HubError if damaged."""
+        """The saved state, on the CPU; None without a file. HubError if damaged."""
         if not path.exists():
             return None
         try:
@@ -77,7 +77,7 @@ def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
 def save_weights(network: nn.Module, path: Path) -> None:
     """The network's parameters and buffers as a safetensors file. HubError if the disk is full."""
     data = weights_bytes(network.state_dict())
-    with expect_trouble(path.parent, len(data)):
+    with disk_errors(path.parent, len(data)):
         write_whole(path, data)
 
 

@@ -112,16 +112,16 @@ def on_main(work: Callable[[], T]) -> T:
     if size() == 1:
         return work()
     outcome: list[Any] = [None, None]
-    trouble: HubError | None = None
+    failed: HubError | None = None
     if is_main():
         try:
             outcome = [work(), None]
         except HubError as error:
-            trouble = error
+            failed = error
             outcome = [None, error.exit_code]
     distributed.broadcast_object_list(outcome, src=0)
-    if trouble is not None:
-        raise trouble
+    if failed is not None:
+        raise failed
     if outcome[1] is not None:
         raise SaidElsewhere(outcome[1])
     return outcome[0]

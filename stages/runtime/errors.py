@@ -1,4 +1,4 @@
-"""How a stage ends: signals, trouble of the machine, and what they become on stderr."""
+"""How a stage ends: signals, errors of the machine, and what they become on stderr."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _ADVICE = {
 def guarded(work: Callable[[], None]) -> int:
     """Do the work; returns the exit code.
 
-    Expected trouble becomes one message on stderr, an exception that nobody expects a traceback.
+    An expected error becomes one message on stderr, an exception that nobody expects a traceback.
     """
     try:
         with signals_raise(), explained("The stage stopped"):
             work()
-        distributed.stop()  # after trouble the others may be gone, and leaving would wait for them
+        distributed.stop()  # after an error the others may be gone, and leaving would wait for them
     except HubError as error:
         _complain(str(error))
         return error.exit_code
@@ -90,7 +90,7 @@ def _complain(message: str, kind: str = "error") -> None:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Raises expected trouble of the machine as a HubError that says ``where`` it happened."""
+    """Raises expected errors of the machine as a HubError that says ``where`` it happened."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

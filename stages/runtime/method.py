@@ -38,7 +38,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Sample ``index``; all chance (crops, flips) comes from ``rng``."""
+        """Sample ``index``; all random numbers (crops, flips) come from ``rng``."""
         ...
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stages.runtime import distributed
-from wsssbed_hub.utils.files import expect_trouble
+from wsssbed_hub.utils.files import disk_errors
 from wsssbed_hub.utils.progress import progress_bar, rate
 
 EVERY = 10.0  # seconds between lines where stderr is no terminal
@@ -109,7 +109,7 @@ class MetricsLog:
         if not distributed.is_main():
             yield
             return
-        with expect_trouble(self._path.parent), open(self._path, "ab") as file:
+        with disk_errors(self._path.parent), open(self._path, "ab") as file:
             file.truncate(min(length, self._path.stat().st_size))
             self._file = file
             try:

@@ -29,7 +29,7 @@ from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.datasets import Target
 from wsssbed_hub.registry.open_artifact import Activations, Maps, open_artifact
 from wsssbed_hub.utils.errors import UsageError
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 
 SELECTION = "last iteration"
 
@@ -326,6 +326,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replaces the file at ``path``, in a folder that is made if it is missing."""
-    with expect_trouble(path.parent):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(data, indent=2).encode() + b"\n")

@@ -281,7 +281,7 @@ class Trainer:
     def _agree(
         self, phase: Phase, step: int, terms: dict[str, Tensor], signalled: Callable[[], int]
     ) -> _StepOutcome:
-        """The outcome that all processes agree on. Raises HubError for a loss that is not finite."""
+        """The outcome that all processes agree on. Raises HubError for a loss not finite."""
         due = time.monotonic() - self._saved_at > self._config.checkpoint_every
         flags = torch.tensor(
             [float(signalled() > 0), float(due and distributed.is_main())],

@@ -30,7 +30,7 @@ from stages.runtime.trainer import Trainer
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.manifest import Ingredient
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 
 SETTINGS, WEIGHTS, SCRATCH, LOCK = "run.json", "weights.safetensors", "scratch", "lock"
 
@@ -141,7 +141,7 @@ def locked(folder: Path) -> Iterator[None]:
     held: list[int] = []
 
     def take() -> None:
-        with expect_trouble(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             held.append(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644))
         try:
@@ -168,7 +168,7 @@ class RunFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.folder = folder
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._run: dict[str, Any] = distributed.on_main(lambda: self._settle(fresh))
+        self._run: dict[str, Any] = distributed.on_main(lambda: self._claim_folder(fresh))
 
     @property
     def scratch(self) -> Path:
@@ -208,9 +208,9 @@ class RunFolder:
 
         distributed.on_main(check)
 
-    def _settle(self, fresh: bool) -> dict[str, Any]:
+    def _claim_folder(self, fresh: bool) -> dict[str, Any]:
         path = self.folder / SETTINGS
-        with expect_trouble(self.folder):
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if fresh:
                 _empty(self.folder)
@@ -249,7 +249,7 @@ class RunFolder:
         return run
 
     def _write(self, run: dict[str, Any]) -> dict[str, Any]:
-        with expect_trouble(self.folder):
+        with disk_errors(self.folder):
             write_whole(self.folder / SETTINGS, json.dumps(run, indent=2).encode() + b"\n")
         return run
 

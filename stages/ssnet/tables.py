@@ -12,7 +12,7 @@ from stages.runtime import distributed
 from stages.runtime.measuring import CRF, RAW, VAL, Score, Seed, Spread, mean_and_error
 from stages.runtime.study import read_json, write_json
 from stages.ssnet.ssnet import SETTINGS
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 
 # Zeng et al., ICCV 2019, with DenseNet-169: Table 5, mIoU in percent on VOC 2012 val …
 PAPER_MIOU = {"S": 33.1, "M": 57.1, "SS": 47.1, "MS": 62.7, "MM": 63.3}
@@ -93,7 +93,7 @@ def write_tables(folder: Path, tables: Mapping[str, Any]) -> None:
     """Keep them as ``tables.json`` and ``tables.md``; by the first process."""
 
     def write() -> None:
-        with expect_trouble(folder):
+        with disk_errors(folder):
             write_whole(folder / MARKDOWN, _markdown(tables).encode())
         write_json(folder / JSON, tables)  # last: what has it is finished
 

@@ -356,10 +356,6 @@ def test_presets_are_the_published_numbers() -> None:
     assert published == PRESETS
 
 
-def test_a_scale_divides_places_but_not_colours() -> None:
-    assert SSNET.at_scale(4) == CrfSettings(5, 0.75, 3, 20, 13, 10)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -375,11 +371,6 @@ def test_a_scale_divides_places_but_not_colours() -> None:
 def test_impossible_settings_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=name):
         replace(SSNET, **{name: value})
-
-
-def test_an_impossible_scale_is_refused() -> None:
-    with pytest.raises(UsageError, match="factor"):
-        SSNET.at_scale(0)
 
 
 GOOD_IMAGE = np.zeros((6, 8, 3), np.uint8)

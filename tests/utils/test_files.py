@@ -14,8 +14,8 @@ from wsssbed_hub.utils.files import (
     atomic_file,
     atomic_folder,
     check_room,
+    disk_errors,
     exclusive,
-    expect_trouble,
     write_whole,
 )
 from wsssbed_hub.utils.progress import adding, share
@@ -159,12 +159,12 @@ def test_many_renames_at_once(tmp_path: Path, folder: bool) -> None:
     ],
 )
 def test_expected_trouble_is_said(number: int, message: str) -> None:
-    with pytest.raises(HubError, match=message), expect_trouble(Path("/x"), 1234):
+    with pytest.raises(HubError, match=message), disk_errors(Path("/x"), 1234):
         raise OSError(number, os.strerror(number))
 
 
 def test_unexpected_trouble_is_not_hidden() -> None:
-    with pytest.raises(IsADirectoryError), expect_trouble(Path("/x")):
+    with pytest.raises(IsADirectoryError), disk_errors(Path("/x")):
         raise IsADirectoryError(errno.EISDIR, "x")
 
 

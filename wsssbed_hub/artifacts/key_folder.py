@@ -32,7 +32,7 @@ from wsssbed_hub.artifacts.parquet import ParquetMaps
 from wsssbed_hub.artifacts.shard_writer import Written, require_same
 from wsssbed_hub.artifacts.weights import CONFIG, MODEL, read_config, weights_digest
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.files import disk_errors, exclusive, sync_folder, write_whole
 from wsssbed_hub.utils.progress import Progress, share
 
 MANIFEST = "manifest.yaml"
@@ -232,7 +232,7 @@ def complete(
         licence=licence,
         versions={version: {target: entry}},
     )
-    with expect_trouble(folder, entry.size), exclusive(folder, folder=True):
+    with disk_errors(folder, entry.size), exclusive(folder, folder=True):
         old = read_manifest(folder) if (folder / MANIFEST).exists() else None
         merged = merge(old, manifest)
         if merged is not old:

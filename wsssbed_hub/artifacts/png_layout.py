@@ -27,7 +27,7 @@ from wsssbed_hub.artifacts.maps import (
 from wsssbed_hub.artifacts.parquet import ParquetMaps
 from wsssbed_hub.artifacts.png_codec import GREY, MAX_BYTES, PALETTE, check_png, encode_png
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import atomic_folder, expect_trouble
+from wsssbed_hub.utils.files import atomic_folder, disk_errors
 from wsssbed_hub.utils.progress import Progress
 
 MAX_MEMBERS = 1_000_000  # of a zip; COCO's activation maps are about 240,000
@@ -209,7 +209,7 @@ def write_pngs(maps: Maps, folder: Path, *, progress: Progress | None = None) ->
     """
     folder = Path(os.path.abspath(folder))
     with (
-        expect_trouble(folder.parent, maps.stored_bytes),
+        disk_errors(folder.parent, maps.stored_bytes),
         atomic_folder(folder, resume=True) as partial,
     ):
         if partial is None:

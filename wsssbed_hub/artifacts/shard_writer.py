@@ -25,8 +25,8 @@ from wsssbed_hub.artifacts.parquet import damage_in, row, schema, writer
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import (
     atomic_file,
+    disk_errors,
     exclusive,
-    expect_trouble,
     sync_file,
     sync_folder,
     write_whole,
@@ -110,9 +110,9 @@ def write_parts(
     own = [chunk for chunk in _parts(ids) if chunk[0] % processes == rank]
     advance = adding(progress, sum(len(chunk) for _, chunk in own))
     partial = folder / ".partial"
-    with expect_trouble(folder):
+    with disk_errors(folder):
         partial.mkdir(parents=True, exist_ok=True)
-        _settle(partial, _fingerprint(kind, ids, settings))
+        _claim_folder(partial, _fingerprint(kind, ids, settings))
     finished = (partial / "written.json").exists()
     waiting = []
     for number, chunk in own:
@@ -177,7 +177,7 @@ def _fingerprint(kind: str, ids: list[str], settings: Mapping[str, Any]) -> dict
     return json.loads(json.dumps(what, sort_keys=True))
 
 
-def _settle(partial: Path, wanted: dict[str, Any]) -> None:
+def _claim_folder(partial: Path, wanted: dict[str, Any]) -> None:
     """Writes down what this folder is for, or compares it with what is written there."""
     path = partial / "settings.json"
     with exclusive(partial, folder=True):
@@ -213,7 +213,7 @@ def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def _write_part(path: Path, kind: str, rows: list[dict[str, Any]], digests: list[str]) -> None:
     table = pa.Table.from_pylist(rows, schema=schema(kind))
     with (
-        expect_trouble(path.parent, table.nbytes),
+        disk_errors(path.parent, table.nbytes),
         atomic_file(path) as temporary,
         writer(temporary, kind, {_DIGESTS: json.dumps(digests)}) as out,
     ):
@@ -227,7 +227,7 @@ def _merge(folder: Path, kind: str, ids: list[str], settings: dict[str, Any]) ->
     with exclusive(partial, folder=True):
         if not (partial / "written.json").exists():
             needed = sum(path.stat().st_size for path in paths)
-            with expect_trouble(folder, needed):
+            with disk_errors(folder, needed):
                 files, content = _write_shards(partial / "files", kind, ids, paths)
                 record(folder, kind, files, content, settings, ids)
         for path in paths:

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from wsssbed_hub.artifacts.shard_writer import Written, record
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import CHUNK, expect_trouble, write_whole
+from wsssbed_hub.utils.files import CHUNK, disk_errors, write_whole
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG = 1 << 20
@@ -124,7 +124,7 @@ def write_weights(
     """
     files = folder / ".partial" / "files"
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    with expect_trouble(folder, sum(array.nbytes for array in arrays.values())):
+    with disk_errors(folder, sum(array.nbytes for array in arrays.values())):
         files.mkdir(parents=True, exist_ok=True)
         write_whole(files / MODEL, _safetensors(arrays))
         write_whole(files / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())

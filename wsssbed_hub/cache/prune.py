@@ -22,7 +22,7 @@ from wsssbed_hub.cache.locks import try_exclusive
 from wsssbed_hub.cache.scan import CachedArtifact, Contents, record_lock, scan
 from wsssbed_hub.cache.store import Store
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
-from wsssbed_hub.utils.files import expect_trouble, sync_folder
+from wsssbed_hub.utils.files import disk_errors, sync_folder
 from wsssbed_hub.utils.progress import Progress
 
 IN_USE = "a process uses it"
@@ -113,7 +113,7 @@ def prune(
         ("files that no artifact has", partial(_remove_blobs, store, selection)),
     ]
     pruned = Pruned()
-    with expect_trouble(store.root):
+    with disk_errors(store.root):
         for number, (name, step) in enumerate(steps, 1):
             why = step()
             if why is not None:

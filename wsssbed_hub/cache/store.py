@@ -26,8 +26,8 @@ from wsssbed_hub.utils.files import (
     atomic_file,
     atomic_folder,
     check_room,
+    disk_errors,
     exclusive,
-    expect_trouble,
     sync_folder,
     write_all,
     write_whole,
@@ -84,7 +84,7 @@ class Store:
 
             self.fetch(file, fetch, step, stop.wait)
 
-        with expect_trouble(self.root), shared(self.blobs):  # so nothing of it is pruned now
+        with disk_errors(self.root), shared(self.blobs):  # so nothing of it is pruned now
             at_once(get, files, jobs)
             if to is not None:
                 return self._export(manifest, files, Path(os.path.abspath(to)))
@@ -107,7 +107,7 @@ class Store:
         if not _is_good(blob, file):
             partial = blob.with_name(f"{blob.name}.partial")
             lock = exclusive(partial, waiting=waiting)
-            with expect_trouble(self.root, file.size), lock as descriptor:
+            with disk_errors(self.root, file.size), lock as descriptor:
                 if not _is_good(blob, file):  # while this process waited, another fetched it
                     blob.unlink(missing_ok=True)
                     try:
@@ -131,7 +131,7 @@ class Store:
         digest = hashlib.sha256(text.encode()).hexdigest()
         name = f"{chosen.target}-{chosen.version}-{digest[:16]}"
         folder = self.root / "artifacts" / manifest.parsed_key.repository / name
-        with expect_trouble(self.root, len(text)):
+        with disk_errors(self.root, len(text)):
             self._assemble(text, files, folder)
             with exclusive(folder, folder=True):
                 for file in files:
@@ -147,7 +147,7 @@ class Store:
 
     def _export(self, manifest: Manifest, files: list[File], folder: Path) -> Path:
         """The key folder that the user named."""
-        with expect_trouble(folder.parent, sum(file.size for file in files)):
+        with disk_errors(folder.parent, sum(file.size for file in files)):
             if not self._assemble(manifest.dump(), files, folder):
                 _check_same(folder, manifest, files)
         return folder
@@ -257,7 +257,7 @@ class _Partial(io.RawIOBase):
         if whence != os.SEEK_SET or offset not in (0, self._size):
             raise io.UnsupportedOperation("a partial file grows, or begins again")
         if offset < self._size:
-            self._settle()
+            self._wait()
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             self._advance(-self._size)
@@ -273,7 +273,7 @@ class _Partial(io.RawIOBase):
         piece = bytes(data)
         if self._size + len(piece) > self._most:
             raise _TooLong
-        self._settle()
+        self._wait()
         self._last = self._thread.submit(self._take, piece)
         self._size += len(piece)
         self._advance(len(piece))
@@ -283,12 +283,13 @@ class _Partial(io.RawIOBase):
         self._digest.update(piece)
         write_all(self._descriptor, piece)
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
+        """For the piece that is being written. Raises its error."""
         if self._last is not None:
             self._last.result()
 
     def digest(self) -> str:
-        self._settle()
+        self._wait()
         return f"sha256:{self._digest.hexdigest()}"
 
     def close(self) -> None:

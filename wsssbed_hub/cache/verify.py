@@ -15,7 +15,7 @@ from wsssbed_hub.cache.prune import FETCHING, remove_folder
 from wsssbed_hub.cache.scan import Contents, scan
 from wsssbed_hub.cache.store import Store
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import expect_trouble
+from wsssbed_hub.utils.files import disk_errors
 from wsssbed_hub.utils.progress import Progress, adding
 
 NOTHING = "nothing"
@@ -74,7 +74,7 @@ def verify_cache(
             damaged.append(Damage(whose, path, expected, found, links.get(path, 0)))
     check = CacheCheck(len(digests), contents.size(paths), damaged)
     if remove and damaged:
-        with expect_trouble(store.root):
+        with disk_errors(store.root):
             _remove(store, contents, check)
     return check
 

@@ -48,7 +48,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; expected trouble becomes one message and an exit code of 1 or 2."""
+    """Run the command line; an expected error becomes one message and an exit code of 1 or 2."""
     try:
         app()
     except HubError as error:

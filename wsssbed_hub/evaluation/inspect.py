@@ -154,7 +154,7 @@ def _known(target: Target, ids: Iterable[str]) -> set[str]:
 def _check_classes(
     class_ids: Callable[[str], Sequence[int]], target: Target, ids: Sequence[str]
 ) -> list[Problem | None]:
-    foreign, wrong, shifted = [], [], 0
+    unknown, wrong, shifted = [], [], 0
     for image_id in ids:
         classes, labels = list(class_ids(image_id)), list(target.image_labels(image_id))
         if classes == labels:
@@ -162,14 +162,14 @@ def _check_classes(
         wrong.append(image_id)
         shifted += [c - 1 for c in classes] == labels
         if classes and classes[-1] >= target.num_classes:
-            foreign.append(image_id)
+            unknown.append(image_id)
     severity: Severity = "error" if len(wrong) > TOLERATED * len(ids) else "warning"
     hint = " (they seem to be counted from 1, not from 0)" if shifted > len(wrong) // 2 else ""
     other = f"classes other than the image-level labels{hint}"
     beyond = f"classes beyond the {target.num_classes} of {target.name}"
     return [
         _problem(severity, other, wrong, "wrong classes", "classes"),
-        _problem("error", beyond, foreign, "wrong classes", "classes"),
+        _problem("error", beyond, unknown, "wrong classes", "classes"),
     ]
 
 

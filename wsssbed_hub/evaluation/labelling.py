@@ -20,7 +20,7 @@ from wsssbed_hub.artifacts.shard_writer import Written, require_same, write_maps
 from wsssbed_hub.evaluation.curves import require_ids
 from wsssbed_hub.evaluation.pseudo_label import check_settings, pseudo_label
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import atomic_folder, expect_trouble, write_whole
+from wsssbed_hub.utils.files import atomic_folder, disk_errors, write_whole
 from wsssbed_hub.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _write_pngs(
     settings: dict[str, Any],
     progress: Progress | None,
 ) -> Labels:
-    with expect_trouble(out.parent), atomic_folder(out, resume=True) as unfinished:
+    with disk_errors(out.parent), atomic_folder(out, resume=True) as unfinished:
         if unfinished is None:
             return _compare_finished(out, ids, settings)
         _claim_folder(unfinished, settings)

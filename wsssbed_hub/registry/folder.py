@@ -24,8 +24,8 @@ from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     CHUNK,
     check_room,
+    disk_errors,
     exclusive,
-    expect_trouble,
     sync_folder,
     write_whole,
 )
@@ -68,7 +68,7 @@ class FolderRegistry(BaseRegistry):
 
     def _send(self, publication: Publication, progress: Progress | None) -> None:
         place = self._folder(publication.key)
-        with expect_trouble(self.root, publication.size), exclusive(place, folder=True):
+        with disk_errors(self.root, publication.size), exclusive(place, folder=True):
             old = self.find(publication.key) if (place / MANIFEST).exists() else None
             merged = merge(old, publication.manifest)
             if merged is not old:

@@ -16,7 +16,7 @@ from wsssbed_hub.artifacts.manifest import File, Manifest
 from wsssbed_hub.registry.base import Missing, Registry
 from wsssbed_hub.registry.index import IndexRegistry
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import exclusive, expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, exclusive, write_whole
 from wsssbed_hub.utils.progress import Progress
 from wsssbed_hub.utils.settings import registry_list
 
@@ -138,7 +138,7 @@ class _changing:
     def __enter__(self) -> list[str]:
         path = registry_list()
         self._lock = exclusive(path.parent / ".lock")
-        with expect_trouble(path.parent):
+        with disk_errors(path.parent):
             self._lock.__enter__()
         self._lines = path.read_text().splitlines() if path.exists() else []
         return self._lines
@@ -147,7 +147,7 @@ class _changing:
         try:
             if kind is None:
                 text = "".join(f"{line}\n" for line in self._lines)
-                with expect_trouble(registry_list().parent):
+                with disk_errors(registry_list().parent):
                     write_whole(registry_list(), text.encode())
         finally:
             self._lock.__exit__(None, None, None)

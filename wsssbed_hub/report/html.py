@@ -18,7 +18,7 @@ from wsssbed_hub.report.data import Report
 from wsssbed_hub.report.notes import short_digest
 from wsssbed_hub.report.pairs import find, fixed_words
 from wsssbed_hub.report.table import class_table, pairs_table, results_table
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,7 +30,7 @@ def write_html(report: Report, path: Path) -> None:
     Raises HubError if the disk is full or the folder cannot be written.
     """
     page = render_html(report).encode()
-    with expect_trouble(path.parent, len(page)):
+    with disk_errors(path.parent, len(page)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, page)
 

@@ -19,7 +19,7 @@ from wsssbed_hub.review.gallery import gallery
 from wsssbed_hub.review.prove import Proof
 from wsssbed_hub.review.recompute import NotCheckable
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 from wsssbed_hub.utils.text import count, printable
 
 _SIGNS = {"proved": "proved", "failed": "**FAILED**", "not checked": "not checked"}
@@ -45,7 +45,7 @@ class Checked:
 
 def write(path: Path, checked: Sequence[Checked]) -> list[Path]:
     """The report at ``path`` and its pictures, ``<name>-….png`` in the same folder; all paths."""
-    with expect_trouble(path.parent):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures = _Pictures(path)
         lines = [line for part in _lines(checked, pictures) for line in (part, "")]

@@ -13,7 +13,7 @@ from wsssbed_hub.registry.hub.repository import MAIN
 from wsssbed_hub.review.check_manifest import check_manifest
 from wsssbed_hub.review.check_manifest import read as read_file
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 from wsssbed_hub.utils.progress import Progress
 
 _PLACEHOLDER = HubSource(repo="a/b", commit="0" * 40)  # where the files will be is not known yet
@@ -55,7 +55,7 @@ def contribute(
         registry.publish(folder, progress=progress)
     new = _as_published(own, registry)
     merged = merge(old, new)
-    with expect_trouble(path.parent):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, merged.dump().encode())
     return path

@@ -54,7 +54,7 @@ def _others(maps: Maps, expected: Expectation, images: int) -> list[str]:
 
 
 def _marks(problems: Sequence[Problem]) -> dict[str, str]:
-    """The trouble with each image, in two words; the first problem of several."""
+    """The problem of each image, in two words; the first of several."""
     marks: dict[str, str] = {}
     for problem in problems:
         for image_id in problem.images:

@@ -23,7 +23,7 @@ from wsssbed_hub.evaluation.score import Foreground, score_labels, score_salienc
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.review.recompute import FAST_MEASURES
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, write_whole
 from wsssbed_hub.utils.progress import Progress
 from wsssbed_hub.utils.text import count
 
@@ -87,7 +87,7 @@ class Import:
         """Thumbnails as a PNG file at ``path``: the maps that ``problems`` name first."""
         from wsssbed_hub.review.gallery import gallery
 
-        with expect_trouble(path.parent):
+        with disk_errors(path.parent):
             write_whole(path, gallery(self.maps, self.expected, problems))
 
     def measure(self, split: str, progress: Progress | None = None) -> list[Result]:

@@ -110,16 +110,16 @@ class Recomputation:
         self._measures: dict[str, dict[str, float]] = {}
 
     def claims(self) -> Iterator[Claim]:
-        """The fate of each result. Raises nothing: trouble is a reason not to tell."""
+        """The fate of each result. Raises nothing: an error makes it failed, or not checked."""
         for result in self.chosen.entry.results:
-            yield self._settle(say(result), lambda r=result: self._check(r))  # type: ignore[misc]
+            yield self._claim(say(result), lambda r=result: self._check(r))  # type: ignore[misc]
             if result.threshold is not None:
                 tau = result.threshold
                 words = f"tau {tau.tau:g} ({tau.origin}{f' on {tau.split}' if tau.split else ''})"
-                yield self._settle(words, lambda r=result: self._check_threshold(r))  # type: ignore[misc]
+                yield self._claim(words, lambda r=result: self._check_threshold(r))  # type: ignore[misc]
 
     @staticmethod
-    def _settle(what: str, check: Callable[[], str]) -> Claim:
+    def _claim(what: str, check: Callable[[], str]) -> Claim:
         try:
             return Claim(what, "proved", check())
         except NotCheckable as reason:

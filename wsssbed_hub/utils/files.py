@@ -18,8 +18,8 @@ _EXPECTED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
 
 
 @contextmanager
-def expect_trouble(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Says a full disk, or one that cannot be written, as a HubError.
+def disk_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
+    """Raises a full disk, or one that cannot be written, as a HubError.
 
     ``needed`` is the number of bytes that were to be written below ``folder``, where it is known.
     """

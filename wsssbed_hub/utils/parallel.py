@@ -23,7 +23,7 @@ _GRACE = 3.0  # seconds that others get to end when one has failed
 class Stopped(BaseException):
     """Raised in a thread that is to end because another one failed; it never gets out.
 
-    No Exception, so that nobody on the way takes it for trouble and tries again.
+    No Exception, so that nobody on the way takes it for an error and tries again.
     """
 
 

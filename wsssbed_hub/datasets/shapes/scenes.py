@@ -156,7 +156,7 @@ def draw_scene(
 ) -> Scene:
     """A picture with a thing of class ``first`` (None: of no class) among its one to three things.
 
-    ``others`` is the chance that each further thing is of no class.
+    ``others`` is the probability that each further thing is of no class.
     """
     while True:
         class_ids = _choose(rng, first, others)

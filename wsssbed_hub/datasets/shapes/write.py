@@ -17,7 +17,7 @@ from wsssbed_hub.datasets.shapes import coco
 from wsssbed_hub.datasets.shapes.objects import CLASSES
 from wsssbed_hub.datasets.shapes.scenes import Scene, draw_plain_scene, draw_scene
 from wsssbed_hub.utils.errors import HubError, UsageError
-from wsssbed_hub.utils.files import atomic_folder, expect_trouble, write_whole
+from wsssbed_hub.utils.files import atomic_folder, disk_errors, write_whole
 from wsssbed_hub.utils.progress import Progress
 
 STAMP = "shapes.json"
@@ -63,7 +63,7 @@ def make_shapes(
         raise UsageError("shapes needs a seed of 0 or more, 3 training images and 1 of the rest.")
     total = sum(counts.values())
     root = Path(root)
-    with expect_trouble(root):
+    with disk_errors(root):
         _make(
             root / "shapes-small",
             {"seed": seed, "small": small},

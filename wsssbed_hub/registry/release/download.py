@@ -18,8 +18,8 @@ from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import (
     CHUNK,
     check_room,
+    disk_errors,
     exclusive,
-    expect_trouble,
     sync_folder,
     write_all,
     write_whole,
@@ -67,7 +67,7 @@ def download(url: str, path: Path, *, progress: Progress | None = None) -> Downl
     (by its ETag or date), else from the beginning. Raises HubError for a file that is not there, a
     server that fails again and again, and a full disk. ``progress(bytes, of)`` as it goes.
     """
-    with expect_trouble(path.parent):
+    with disk_errors(path.parent):
         if not path.exists():
             partial = path.with_name(f"{path.name}.partial")
             with exclusive(partial) as descriptor:

@@ -36,7 +36,7 @@ from wsssbed_hub.registry.release.download import Downloaded, download, download
 from wsssbed_hub.registry.release.lockfile import Pin, check_pin, find_pin, write_pin
 from wsssbed_hub.utils import settings
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import exclusive, expect_trouble, sync_folder, write_whole
+from wsssbed_hub.utils.files import disk_errors, exclusive, sync_folder, write_whole
 from wsssbed_hub.utils.progress import Progress
 
 _FOUND_OUT = ("images", "image_list", "content", "files", "source")
@@ -70,8 +70,8 @@ def from_url(
     processes = processes or default_processes()
     path = fetch.home.with_name(f".{fetch.home.name}.lock")
     # Who prunes leaves downloads and blobs alone meanwhile.
-    with expect_trouble(store.root), shared(store.blobs), exclusive(path) as guard:
-        converted = fetch.converted() or fetch.run(data_root, processes, guard)
+    with disk_errors(store.root), shared(store.blobs), exclusive(path) as lock:
+        converted = fetch.converted() or fetch.run(data_root, processes, lock)
     record = fetch.home / MANIFEST
 
     def fetch_again(file: File, out: BinaryIO) -> None:
@@ -116,8 +116,8 @@ class _Fetch:
         found_out = {name: getattr(entry, name) for name in _FOUND_OUT}
         return self._manifest(self.chosen.entry.model_copy(update=found_out))
 
-    def run(self, data_root: Path, processes: int, guard: int) -> Manifest:
-        """``guard`` is the lock on all this, which the processes keep with us."""
+    def run(self, data_root: Path, processes: int, lock: int) -> Manifest:
+        """``lock`` is the lock on all this, which the processes keep with us."""
         path = download_path(self.store.root, self.source.url)
         zipped = download(self.source.url, path, progress=self._four_fifths)
         goal = expectation_of(self.chosen.target, data_root)
@@ -127,7 +127,7 @@ class _Fetch:
             maps = PngZip(path, self.manifest.kind)
             class_ids = maps.class_ids if maps.kind == "cam" else None
             remarks = _remarks(check_lists(maps.image_ids, goal, class_ids))
-        written, pixels = self._convert(maps, goal, zipped, processes, guard)
+        written, pixels = self._convert(maps, goal, zipped, processes, lock)
         if pixels.images == len(maps):  # else an earlier run saw the others
             remarks += map(str, pixels.problems())
         entry = self._entry(zipped, written)
@@ -184,7 +184,7 @@ class _Fetch:
             check_pin(self.pin, self.key, self.chosen.target, zipped.sha256)
 
     def _convert(
-        self, maps: PngZip, goal: Expectation, zipped: Downloaded, processes: int, guard: int
+        self, maps: PngZip, goal: Expectation, zipped: Downloaded, processes: int, lock: int
     ) -> tuple[Written, MapStatistics]:
         wanted = set(goal.ids)
         settings = {"url": self.source.url, "sha256": zipped.sha256}
@@ -209,7 +209,7 @@ class _Fetch:
                 processes=processes,
                 check=check,
                 progress=advance,
-                locks=[guard],
+                locks=[lock],
             )
         # Every part is there, so this joins them.
         return write_maps(self.home, kind, maps.image_ids, maps.read, settings=settings), pixels

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from wsssbed_hub.artifacts.manifest import Digest, Model
 from wsssbed_hub.utils.errors import HubError
-from wsssbed_hub.utils.files import exclusive, expect_trouble, write_whole
+from wsssbed_hub.utils.files import disk_errors, exclusive, write_whole
 from wsssbed_hub.utils.safe_yaml import load_yaml
 from wsssbed_hub.utils.settings import lock_file
 
@@ -79,7 +79,7 @@ def write_pin(key: str, target: str, pin: Pin) -> Path:
     Raises HubError if there is one with other bytes or other maps.
     """
     path = lock_file()
-    with expect_trouble(path.parent), exclusive(path.parent, folder=True):
+    with disk_errors(path.parent), exclusive(path.parent, folder=True):
         lock = read_lock(path)
         old = lock.pins.get(key, {}).get(target)
         if old is None:
