@@ -25,7 +25,8 @@ $(STAGES:%=image-%): image-%: image-base  ## the image of one stage: make image-
 	$(ENGINE) build $(BUILD_FLAGS) --file docker/stage.Dockerfile \
 	  --build-arg BASE=$(REPOSITORY)/base:$(IMAGE_VERSION) --build-arg STAGE=$* \
 	  --build-arg VERSION=$(IMAGE_VERSION) --build-arg REVISION=$(REVISION) \
-	  --build-arg REPOSITORY=$(REPOSITORY) --tag $(REPOSITORY)/$*:$(IMAGE_VERSION) .
+	  --build-arg REPOSITORY=$(REPOSITORY) \
+	  --tag $(REPOSITORY)/$*:$(IMAGE_VERSION) --tag $(REPOSITORY)/$*:latest .
 
 gpu-check: install  ## every stage twice on the GPU: equal digests, compared with the record
 	$(BIN)/python -m stages.gpu_check $(GPU_CHECK_FLAGS)

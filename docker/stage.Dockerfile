@@ -18,7 +18,6 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation --disable-pip-vers
  && chmod 755 /usr/local/bin/stage
 WORKDIR /artifacts
 ENTRYPOINT ["stage"]
-CMD ["--help"]
 
 ARG STAGE
 ARG VERSION

@@ -1,7 +1,11 @@
-"""``python -m stages`` lists the stages; ``python -m stages sod-poolnet --data duts`` runs one."""
+"""``python -m stages`` lists the stages; ``python -m stages sod-poolnet --data duts`` runs one.
+
+``python -m stages saliency-keys STAGE…`` is for programs: JSON, by stage the key of its maps.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
@@ -10,8 +14,9 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from stages.runtime.catalogue import Stage, all_stages, find_stage
+from wsssbed_hub.containers.inside import require_mounts
 from wsssbed_hub.utils.arithmetic import portable_settings
-from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 # torch's threads spin while they wait for each other. Where other work shares the cores, that costs
 # far more than waking them up does: measured on two cores, a step took 1.2 s instead of 6.4 s.
@@ -22,6 +27,8 @@ USAGE = """Usage: python -m stages STAGE [OPTIONS]
 Every stage is one command that makes one artifact; `python -m stages STAGE --help` tells its
 options. Stages:
 """
+
+SALIENCY_KEYS = "saliency-keys"
 
 
 def main(arguments: list[str]) -> int:
@@ -34,20 +41,47 @@ def main(arguments: list[str]) -> int:
             print(f"  {name:{width}}  {stage.title}")
         return 0
     try:
-        stage = find_stage(arguments[0])
-        if "--deterministic" in arguments:  # before torch and NumPy are imported
-            os.environ.update(portable_settings())
+        if arguments[0] != SALIENCY_KEYS:
+            return _run_named(arguments[0], arguments[1:])
+        _require_torch()
+        print(json.dumps(saliency_keys(arguments[1:])))
+        return 0
     except HubError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _run_named(name: str, arguments: list[str]) -> int:
+    stage = find_stage(name)
+    require_mounts(stage.name, arguments)
+    if "--deterministic" in arguments:  # before torch and NumPy are imported
+        os.environ.update(portable_settings())
+    _require_torch()
+    return run_stage(stage, arguments)
+
+
+def _require_torch() -> None:
     if find_spec("torch") is None:
-        print(
-            "error: stages need torch, which the library alone does without. Install it with "
-            "`pip install 'wsssbed-hub[stages]'` (in a checkout: `make install`).",
-            file=sys.stderr,
+        raise HubError(
+            "stages need torch, which the library alone does without. Install it with "
+            "`pip install 'wsssbed-hub[stages]'` (in a checkout: `make install`)."
         )
-        return 1
-    return run_stage(stage, arguments[1:])
+
+
+def saliency_keys(names: list[str]) -> dict[str, str]:
+    """The keys of the maps that these saliency models make, ``{data}`` for the SOD dataset.
+
+    ``sal/vst-{data}``, and ``sal/move`` for one that is trained without masks. Raises UsageError
+    for a stage that is none.
+    """
+    found = {}
+    for stage in [find_stage(name) for name in names]:
+        family, method = stage.load()
+        if not hasattr(family, "key_of"):
+            models = ", ".join(name for name in all_stages() if name.startswith("sod-"))
+            raise UsageError(f"{stage.name} is no saliency model. Those are {models}.")
+        found[stage.name] = family.key_of(stage.name, method, "{data}")
+    return found
 
 
 def run_stage(stage: Stage, arguments: list[str]) -> int:

@@ -62,8 +62,9 @@ def provenance(
 ) -> Provenance:
     """The provenance of what this command makes; the maps' settings become its recipe.
 
-    The image and its digest come from the environment variables ``WSSSBED_IMAGE`` and
-    ``WSSSBED_IMAGE_DIGEST``, the commit from ``WSSSBED_COMMIT`` or, in a clean checkout, from git.
+    The image and its digest (``sha256:…``, or ``name@sha256:…``) come from the environment
+    variables ``WSSSBED_IMAGE`` and ``WSSSBED_IMAGE_DIGEST``, the commit from ``WSSSBED_COMMIT`` or,
+    in a clean checkout, from git.
     """
     return Provenance(
         stage=stage,
@@ -71,7 +72,7 @@ def provenance(
         project_version=version("wsssbed-hub"),
         project_commit=_commit(),
         image=os.environ.get("WSSSBED_IMAGE") or None,
-        image_digest=os.environ.get("WSSSBED_IMAGE_DIGEST") or None,
+        image_digest=os.environ.get("WSSSBED_IMAGE_DIGEST", "").rpartition("@")[2] or None,
         date=datetime.now(UTC).replace(microsecond=0),
         seed=seed,
         selection=selection,

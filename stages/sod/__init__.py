@@ -130,6 +130,12 @@ class Options(TrainOptions):
             yield ["maps"], "With --weights nothing is trained"
 
 
+def key_of(stage: str, method: type[SodMethod], data: str) -> str:
+    """The key of the saliency maps of a method that is trained on ``data``."""
+    name = stage.removeprefix("sod-")
+    return f"sal/{name}-{data}" if method.supervision == MASKS else f"sal/{name}"
+
+
 def run(stage: str, method: type[SodMethod], options: Options) -> None:
     """Train on ``--data`` and write saliency maps over ``--target``.
 
@@ -237,10 +243,9 @@ def _artifact(
     ids: Sequence[str],
     remark: str,
 ) -> Artifact:
-    name = stage.removeprefix("sod-")
     images = len(data.image_paths) if data else None
     return Artifact(
-        key=f"sal/{name}-{options.data}" if method.supervision == MASKS else f"sal/{name}",
+        key=key_of(stage, method, options.data),
         title=f"Saliency maps of {method.card.name}, trained on {options.data}{remark}",
         method=method.card,
         trained_on=[TrainedOn(dataset=options.data, images=images, supervision=method.supervision)],

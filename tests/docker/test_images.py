@@ -66,6 +66,42 @@ def test_images_say_what_they_are(name: str) -> None:
     assert config["Entrypoint"] == ["stage"]
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_the_bare_name_means_this_version(name: str) -> None:
+    """``docker run wsssbed/sod-vst``, which takes ``latest``."""
+    assert inspect(f"wsssbed/{name}")["Id"] == inspect(image_of(name))["Id"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--data", "duts"]])
+def test_run_bare_it_gives_the_whole_command(arguments: list[str]) -> None:
+    command = [ENGINE, "run", "--rm", "wsssbed/sod-vst", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Nothing is mounted at /data and /artifacts" in done.stderr
+    assert "docker run --rm" in done.stderr
+    assert '-v "$PWD/artifacts:/artifacts"' in done.stderr
+
+
+def test_the_command_that_it_gives_works_and_pins_the_image(
+    data_root: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    run = small_run(find_stage("sod-vst"), {})
+    bare = [ENGINE, "run", "--rm", "wsssbed/sod-vst", *run.arguments]
+    said = subprocess.run(bare, capture_output=True, text=True, check=False).stderr
+    script = said[said.index("mkdir -p") : said.index("\n\n(")].replace("--gpus all ", "")
+    (tmp_path / "data").symlink_to(data_root)
+    done = subprocess.run(
+        ["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = made_in(tmp_path / "artifacts").values()
+    image = find_image(ENGINE, image_of("sod-vst"))
+    assert image is not None
+    assert entry.provenance is not None
+    assert entry.provenance.image_digest == image.digest
+
+
 def test_stages_share_all_their_layers() -> None:
     layers = {tuple(inspect(image_of(name))["RootFS"]["Layers"]) for name in STAGES}
     shortest = min(layers, key=len)

@@ -60,6 +60,8 @@ def test_an_image_says_what_it_is(checkout: Path, monkeypatch: pytest.MonkeyPatc
     assert made.project_commit == "a" * 40
     assert made.image == "wsssbed/sod-toy:1.0.0"
     assert made.image_digest == "sha256:" + "b" * 64
+    monkeypatch.setenv("WSSSBED_IMAGE_DIGEST", "wsssbed/sod-toy@sha256:" + "b" * 64)
+    assert provenance("sod-toy", machine(), MADE_FROM).image_digest == "sha256:" + "b" * 64
     monkeypatch.setenv("WSSSBED_COMMIT", "unknown")
     assert provenance("sod-toy", machine(), MADE_FROM).project_commit is None
 
