@@ -5,10 +5,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO ?= demo-output
 DEMO_FLAGS ?=
+ZOO ?= zoo-output
+ZOO_FLAGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-table bench bench-gpu test test-avx2 check format schema manifests constraints clean
+.PHONY: help install demo demo-table zoo bench bench-gpu test test-avx2 check format schema manifests constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 22
@@ -35,6 +37,14 @@ bench: install  ## every measurement at small sizes on the CPU: whether all of i
 bench-gpu: install  ## what docs/performance.md has, on this GPU (at most 8 minutes)
 	$(BIN)/python -m benchmarks --out build/bench-gpu
 
+# STAGES are listed in docker/images.mk; PoolNet is in every demo.
+zoo: install  ## all saliency models on this machine, their table and picture into docs/ (an hour)
+	$(BIN)/wsssbed-hub demo --to $(ZOO) --without-segmentation \
+	  $(patsubst %,--with %,$(filter-out sod-poolnet,$(filter sod-%,$(STAGES)))) $(ZOO_FLAGS)
+	cp $(ZOO)/summary.json docs/zoo.json
+	cp $(ZOO)/maps.png docs/zoo.png
+	$(BIN)/python -m wsssbed_hub.report.summary docs/zoo.json docs/zoo.md
+
 test: install  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
@@ -49,6 +59,7 @@ check: install  ## lint, format, types, generated files
 	$(BIN)/python -m wsssbed_hub.artifacts.schema --check manifests/manifest.schema.json
 	$(BIN)/python -m wsssbed_hub.registry.release.manifests --check manifests
 	$(BIN)/python -m wsssbed_hub.report.summary --check docs/demo.json README.md
+	test ! -e docs/zoo.json || $(BIN)/python -m wsssbed_hub.report.summary --check docs/zoo.json docs/zoo.md
 
 format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix

@@ -249,6 +249,7 @@ TABLE: dict[str, dict[str, Pair]] = {
         seed=Pair("demo", "demo --seed 1", prepare="run_nothing"),
         quick=Pair("demo", "demo --quick", prepare="run_nothing"),
         with_=Pair("demo", "demo --with ssnet", prepare="run_nothing"),
+        without_segmentation=Pair("demo", "demo --without-segmentation", prepare="run_nothing"),
     ),
     "registry list": plus("registry list", json=""),
     "cache list": plus("cache list", json=Pair("cache list", "cache list --json")),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import InMemory
 
-from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
+from wsssbed_hub.evaluation.score import Foreground, MeanMask, score_labels, score_saliency
 from wsssbed_hub.utils.errors import HubError
 
 
@@ -60,3 +60,31 @@ def test_saliency_measures_that_were_asked_for() -> None:
     assert measures == {"mae": 0}
     assert seen == [(1, 2), (2, 2)]
     assert set(score_saliency(perfect, truth, protocol="ssnet")) >= {"mae", "max_f"}
+
+
+class TwoMasks:
+    """Two masks of a SOD dataset: the left half, and everything."""
+
+    image_ids = ("half", "whole")
+
+    def __len__(self) -> int:
+        return 2
+
+    def read_mask(self, image_id: str) -> np.ndarray:
+        mask = np.full((40, 80), 255, dtype=np.uint8)
+        if image_id == "half":
+            mask[:, 40:] = 0
+        return mask
+
+
+def test_the_mean_mask_has_the_size_of_each_image() -> None:
+    sizes = label({"a": np.zeros((30, 20), np.uint8), "b": np.zeros((512, 600), np.uint8)})
+    mean = MeanMask(TwoMasks(), sizes)  # type: ignore[arg-type]
+    assert mean.image_ids == ["a", "b"]
+    for name in ("a", "b"):
+        grey = mean.read(name)
+        assert grey.shape == sizes.read(name).shape
+        assert grey.dtype == np.uint8
+        quarter = grey.shape[1] // 4
+        assert (grey[:, :quarter] == 255).all()
+        assert np.isin(grey[:, -quarter:], (127, 128)).all()  # the mean of 0 and 255, rounded

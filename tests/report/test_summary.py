@@ -8,7 +8,14 @@ import pytest
 from reports import full_report
 
 from wsssbed_hub.artifacts.manifest import Environment
-from wsssbed_hub.report.summary import Summary, main, summarise, summary_table, with_table
+from wsssbed_hub.report.summary import (
+    Summary,
+    SummaryRow,
+    main,
+    summarise,
+    summary_table,
+    with_table,
+)
 from wsssbed_hub.utils.errors import HubError
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +40,7 @@ def test_the_table_says_what_it_was_measured_with(summary: Summary) -> None:
         f"`{first.name}`",
         f"{first.saliency.mae:.3f}",
         f"{first.saliency.max_f:.3f}",
+        *([f"{first.saliency.s_measure:.3f}"] if first.saliency.s_measure else []),
         "76.5 %",
         f"95.9 % (tau {first.best.threshold.tau:.3f})",
         f"{100 * (first.segmentation.miou or 0):.1f} %",
@@ -54,8 +62,45 @@ def test_the_table_goes_between_its_lines(summary: Summary, tmp_path: Path) -> N
     assert text.endswith("<!-- end of the table -->\nmore\n")
     assert "old" not in text
     with pytest.raises(HubError, match="There are no lines"):
-        with_table("nothing", summary)
+        with_table("nothing", summary, "demo.json")
 
 
-def test_the_readme_has_the_committed_numbers() -> None:
-    assert main(["--check", str(ROOT / "docs" / "demo.json"), str(ROOT / "README.md")]) == 0
+def test_each_file_of_numbers_has_its_own_place(summary: Summary) -> None:
+    page = PLACE + PLACE.replace("demo.json", "zoo.json")
+    text = with_table(page, summary, "zoo.json")
+    assert text.startswith(PLACE)
+    assert "<!-- the table of docs/zoo.json -->\n\n| saliency maps from |" in text
+
+
+def test_columns_are_those_of_which_something_is_known() -> None:
+    rows = [
+        SummaryRow(name="sal/vst-shapes", mae=0.1, s_measure=0.8, minutes=2.5),
+        SummaryRow(name="sal/move", mae=0.2),
+        SummaryRow(name="sal/own", mae=0.3),
+    ]
+    environment = Environment(python="3.11")
+    table = summary_table(Summary(command="x", environment=environment, rows=rows)).splitlines()
+    assert table[0] == "| saliency maps from | MAE | S-measure | minutes of training |"
+    assert table[2] == "| VST trained on `shapes`, 300 images | 0.100 | 0.800 | 2.5 |"
+    assert table[3].startswith("| MOVE on the images of `shapes`, without masks | 0.200 |  |  |")
+    assert table[4].startswith("| `sal/own` |")
+
+
+def test_trainings_and_rows_that_the_report_has_not() -> None:
+    report = full_report()
+    name = report.rows[0].name.partition("@")[0]
+    mean = SummaryRow(name="mean of the masks", mae=0.25)
+    made = summarise(
+        report, "x", Environment(python="3.11"), trained={name: 1.26, "sal/no": 1}, more=[mean]
+    )
+    assert made.rows[0].minutes == 1.3
+    assert all(row.minutes is None for row in made.rows[1:])
+    assert made.rows[-1] == mean
+
+
+def test_pages_have_the_committed_numbers() -> None:
+    docs = ROOT / "docs"
+    pages = {docs / "demo.json": ROOT / "README.md", docs / "zoo.json": docs / "zoo.md"}
+    for numbers, page in pages.items():
+        if numbers.exists():  # `make zoo` writes the zoo's first ones
+            assert main(["--check", str(numbers), str(page)]) == 0

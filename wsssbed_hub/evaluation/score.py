@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from wsssbed_hub.evaluation.curves import MapReader, require_ids
 from wsssbed_hub.evaluation.metrics import SegmentationMetrics
@@ -59,6 +60,35 @@ class Masks:
     def __init__(self, dataset: SodDataset) -> None:
         self.image_ids = dataset.image_ids
         self.read = dataset.read_mask
+
+
+class MeanMask:
+    """The mean of a SOD dataset's masks for a saliency map of every image: what one scores that
+    knows where objects lie as a rule, and looks at nothing.
+
+    Masks are stretched to a square, where their mean is taken, and that to the size of an image.
+    """
+
+    SIDE = 256
+
+    def __init__(self, dataset: SodDataset, images: MapReader) -> None:
+        """``images`` are maps of the images' sizes, their ground truth for example."""
+        total = np.zeros((self.SIDE, self.SIDE))
+        for image_id in dataset.image_ids:
+            total += _stretched(dataset.read_mask(image_id), (self.SIDE, self.SIDE))
+        self._mean = (total / len(dataset)).astype(np.float32)
+        self._images = images
+        self.image_ids = images.image_ids
+
+    def read(self, image_id: str) -> np.ndarray:
+        """uint8[H, W]."""
+        return np.rint(_stretched(self._mean, self._images.read(image_id).shape)).astype(np.uint8)
+
+
+def _stretched(grey: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float32[shape] of a map, bilinear; smaller ones are means over the pixels of the larger."""
+    picture = Image.fromarray(grey.astype(np.float32))
+    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
 def score_saliency(

@@ -1,15 +1,17 @@
-"""The numbers of a demo run, small enough to be committed, and the table that the README shows.
+"""The numbers of a demo run, small enough to be committed, and the table that a page shows.
 
     python -m wsssbed_hub.report.summary docs/demo.json README.md            writes the table
     python -m wsssbed_hub.report.summary --check docs/demo.json README.md    says if it is another
 
-The demo writes ``summary.json`` beside its report; the README's table is made from the committed
-copy, between the two lines that ``_BEGIN`` and ``_END`` name.
+The demo writes ``summary.json`` beside its report. A page's table is made from the committed copy,
+between the two lines that ``_BEGIN``, with the copy's name, and ``_END`` are. The README shows
+``docs/demo.json`` so, and ``docs/zoo.md`` shows ``docs/zoo.json``.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wsssbed_hub.artifacts.manifest import Environment, Model
@@ -17,28 +19,36 @@ from wsssbed_hub.report.data import Maybe, Report, ResultRow
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.text import Printable
 
-_BEGIN, _END = "<!-- the table of docs/demo.json -->", "<!-- end of the table -->"
+_BEGIN, _END = "<!-- the table of docs/{} -->", "<!-- end of the table -->"
 _NAMES = {
-    "sal/poolnet-shapes-small": "PoolNet trained on `shapes-small`, 24 images",
-    "sal/poolnet-shapes": "PoolNet trained on `shapes`, 300 images",
     "sal/ssnet-shapes": "SSNet trained on `shapes` and image-level labels",
     "label/ssnet-shapes": "SSNet's own pseudo labels, without tau",
     "ground truth": "ground truth instead of labels",
+    "sal/deepusps": "DeepUSPS on the images of `shapes`, without masks",
+    "sal/move": "MOVE on the images of `shapes`, without masks",
+    "mean of the masks": "mean of the 300 masks of `shapes`, for every image",
+}
+_MODELS = {"poolnet": "PoolNet", "dss": "DSS", "pfan": "PFAN", "vst": "VST"}
+_TRAINED_ON = {
+    "shapes-small": "trained on `shapes-small`, 24 images",
+    "shapes": "trained on `shapes`, 300 images",
 }
 
 
 class SummaryRow(Model):
-    """The numbers of one row of a report; ratios are fractions."""
+    """The numbers of one row of a report; ratios are fractions, ``minutes`` those of a training."""
 
     name: Printable
     mae: Maybe = None
     max_f: Maybe = None
+    s_measure: Maybe = None
     published_tau: Maybe = None
     published_miou: Maybe = None
     best_tau: Maybe = None
     best_miou: Maybe = None
     own_miou: Maybe = None
     segmentation_miou: Maybe = None
+    minutes: float | None = None
 
 
 class Summary(Model):
@@ -55,48 +65,92 @@ class Summary(Model):
 
 
 def summarise(
-    report: Report, command: str, environment: Environment, minutes: float | None = None
+    report: Report,
+    command: str,
+    environment: Environment,
+    minutes: float | None = None,
+    *,
+    trained: Mapping[str, float] | None = None,
+    more: Sequence[SummaryRow] = (),
 ) -> Summary:
-    """The summary of a report that ``command`` made."""
-    rows = [_row(row) for row in report.rows]
-    took = None if minutes is None else round(minutes, 1)
-    return Summary(command=command, environment=environment, minutes=took, rows=rows)
+    """The summary of a report that ``command`` made.
+
+    ``trained`` are the minutes of trainings, by key; ``more`` are rows that the report has not.
+    """
+    rows = [_row(row, trained or {}) for row in report.rows]
+    return Summary(
+        command=command, environment=environment, minutes=_tenths(minutes), rows=[*rows, *more]
+    )
 
 
-def _row(row: ResultRow) -> SummaryRow:
+def _tenths(minutes: float | None) -> float | None:
+    return None if minutes is None else round(minutes, 1)
+
+
+def _row(row: ResultRow, trained: Mapping[str, float]) -> SummaryRow:
+    name = row.name.partition("@")[0]
     return SummaryRow(
-        name=row.name.partition("@")[0],
+        name=name,
         mae=row.saliency.mae if row.saliency else None,
         max_f=row.saliency.max_f if row.saliency else None,
+        s_measure=row.saliency.s_measure if row.saliency else None,
         published_tau=row.fixed.threshold.tau if row.fixed else None,
         published_miou=row.fixed.miou_ignored_missed if row.fixed else None,
         best_tau=row.best.threshold.tau if row.best else None,
         best_miou=row.best.miou_ignored_missed if row.best else None,
         own_miou=row.own.miou_ignored_missed if row.own else None,
         segmentation_miou=row.segmentation.miou if row.segmentation else None,
+        minutes=_tenths(trained.get(name)),
     )
 
 
 def summary_table(summary: Summary) -> str:
-    """The numbers as a Markdown table, and below it what they were measured with."""
-    taus = {row.published_tau for row in summary.rows if row.published_tau is not None}
-    tau = f" {taus.pop():g}" if len(taus) == 1 else ""
-    heads = ("MAE", "max F", f"label mIoU, published tau{tau}", "label mIoU, best tau")
+    """The numbers as a Markdown table, and below it what they were measured with.
+
+    Columns of which nothing is known are left out.
+    """
+    columns = _columns(summary.rows)
+    shown = {head: cells for head, cells in columns.items() if any(cells)}
     lines = [
-        f"| saliency maps from | {' | '.join(heads)} | segmentation mIoU |",
-        "| --- |" + " --: |" * (len(heads) + 1),
+        f"| saliency maps from | {' | '.join(shown)} |",
+        "| --- |" + " --: |" * len(shown),
     ]
-    for row in summary.rows:
-        label = row.published_miou if row.own_miou is None else row.own_miou
-        best = "" if row.best_tau is None else f" (tau {row.best_tau:.3f})"
-        cells = (
-            *("" if value is None else f"{value:.3f}" for value in (row.mae, row.max_f)),
-            _percent(label),
-            _percent(row.best_miou) + best,
-            _percent(row.segmentation_miou),
-        )
-        lines.append(f"| {' | '.join((_NAMES.get(row.name, f'`{row.name}`'), *cells))} |")
+    for row, *cells in zip(summary.rows, *shown.values(), strict=True):
+        lines.append(f"| {' | '.join((_name(row.name), *cells))} |")
     return "\n".join([*lines, "", _measured_with(summary)])
+
+
+def _columns(rows: Sequence[SummaryRow]) -> dict[str, list[str]]:
+    """Every column's head and cells."""
+    taus = {row.published_tau for row in rows if row.published_tau is not None}
+    tau = f" {taus.pop():g}" if len(taus) == 1 else ""
+    best = [
+        _percent(row.best_miou) + ("" if row.best_tau is None else f" (tau {row.best_tau:.3f})")
+        for row in rows
+    ]
+    return {
+        "MAE": [_number(row.mae, 3) for row in rows],
+        "max F": [_number(row.max_f, 3) for row in rows],
+        "S-measure": [_number(row.s_measure, 3) for row in rows],
+        f"label mIoU, published tau{tau}": [
+            _percent(row.published_miou if row.own_miou is None else row.own_miou) for row in rows
+        ],
+        "label mIoU, best tau": best,
+        "segmentation mIoU": [_percent(row.segmentation_miou) for row in rows],
+        "minutes of training": [_number(row.minutes, 1) for row in rows],
+    }
+
+
+def _name(name: str) -> str:
+    """A row in words: those of its key that are known, else the key."""
+    model, _, data = name.removeprefix("sal/").partition("-")
+    if name.startswith("sal/") and model in _MODELS and data in _TRAINED_ON:
+        return f"{_MODELS[model]} {_TRAINED_ON[data]}"
+    return _NAMES.get(name, f"`{name}`")
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -113,12 +167,16 @@ def _measured_with(summary: Summary) -> str:
     return f"Measured with `{summary.command}`{time}: {', '.join(said)}."
 
 
-def with_table(text: str, summary: Summary) -> str:
-    """``text`` with the table of ``summary`` in its place. Raises HubError if it has none."""
-    before, begin, rest = text.partition(_BEGIN)
+def with_table(text: str, summary: Summary, name: str) -> str:
+    """``text`` with the table of ``summary``, whose file is called ``name``, in its place.
+
+    Raises HubError if it has none.
+    """
+    wanted = _BEGIN.format(name)
+    before, begin, rest = text.partition(wanted)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise HubError(f"There are no lines {_BEGIN} and {_END}, between which the table stands.")
+        raise HubError(f"There are no lines {wanted} and {_END}, between which the table stands.")
     return f"{before}{begin}\n\n{summary_table(summary)}\n\n{end}{after}"
 
 
@@ -126,11 +184,12 @@ def main(arguments: list[str]) -> int:
     """Write the table into a Markdown file; with ``--check`` say (exit code 1) if it is another."""
     source, page = (Path(name) for name in arguments[-2:])
     text = page.read_text()
-    wanted = with_table(text, Summary.model_validate_json(source.read_text()))
+    wanted = with_table(text, Summary.model_validate_json(source.read_text()), source.name)
     if arguments[0] != "--check":
         page.write_text(wanted)
     elif text != wanted:
-        print(f"{page} has another table than {source}. Run `make demo-table`.", file=sys.stderr)
+        writing = f"python -m wsssbed_hub.report.summary {source} {page}"
+        print(f"{page} has another table than {source}. Write it: {writing}", file=sys.stderr)
         return 1
     return 0
 
