@@ -38,7 +38,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image as Picture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +45,7 @@ from stages.backbones.state import Rules, load_strictly
 from stages.backbones.vgg import Vgg16, for_caffe_input, timm_imagenet
 from stages.ops.densecrf import DSS as CRF
 from stages.ops.densecrf import densecrf_from_unary
-from stages.ops.images import caffe_bgr, imagenet_rgb, to_uint8
+from stages.ops.images import caffe_bgr, imagenet_rgb, resize_bilinear, to_uint8
 from stages.ops.resizing import resize
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.sod import SodData, SodMethod
@@ -61,6 +60,7 @@ from stages.sod._dss_merging import (
     enlarge_and_crop,
 )
 from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.utils.errors import UsageError
 
 Variant = Literal["port", "caffe"]
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
@@ -71,7 +71,10 @@ DEPTHS = (2, 2, 4, 4, 8, 8)  # their channels, over those of the backbone's firs
 
 @dataclass(frozen=True)
 class Recipe:
-    """The port's training (main.py, solver.py, dataset.py); an image counts once per epoch."""
+    """The port's training (main.py, solver.py, dataset.py); an image counts once per epoch.
+
+    Raises UsageError for values that cannot be.
+    """
 
     initial: str = "vgg16-397923af.pth"  # for the backbone
     variant: Variant = "port"  # of the network
@@ -99,6 +102,14 @@ class Recipe:
     averaged: tuple[int, ...] = (2, 3, 4, 7)  # what the map is the mean of; 7 is the fusion
     stretch: bool = False  # the map's values to 0..1, before the CRF
     crf: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.averaged or not set(self.averaged) <= set(range(1, 8)):
+            raise UsageError(f"averaged={self.averaged}: some of the maps 1 to 7.")
+        if self.size < 0 or self.width < 1:
+            raise UsageError(
+                f"size={self.size}, width={self.width}: a size is 0 or more, a width 1 or more."
+            )
 
 
 RECIPES = {
@@ -270,9 +281,7 @@ def stretched(maps: Tensor) -> Tensor:
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8[H, W] or uint8[H, W, 3] at ``size`` by ``size``, by Pillow; itself for 0."""
-    if not size:
-        return pixels
-    return np.asarray(Picture.fromarray(pixels).resize((size, size), Picture.Resampling.BILINEAR))
+    return resize_bilinear(pixels, size, size) if size else pixels
 
 
 def _to_input(rgb: np.ndarray, recipe: Recipe) -> np.ndarray:

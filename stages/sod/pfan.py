@@ -47,17 +47,20 @@ from stages.ops.squares import Resizing, Square, resized_planes
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.sod import SodData, SodMethod
 from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.utils.errors import UsageError
 
 TAPS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
 DILATIONS = (3, 5, 7)
 LONG = 9  # cells of the spatial attention's kernels
-STRIDE = 16  # sides of the input are multiples of it
 SWAPPED_MEANS = (103.939, 116.779, 123.68)  # of B, G and R, which Keras subtracts from R, G and B
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The port's training (train.py, dataloader.py, loss.py); an image counts once per epoch."""
+    """The port's training (train.py, dataloader.py, loss.py); an image counts once per epoch.
+
+    Raises UsageError for values that cannot be.
+    """
 
     initial: str = "vgg16-397923af.pth"  # for the backbone
     width: int = 64  # channels of the backbone's first stage; all others follow
@@ -90,6 +93,23 @@ class Recipe:
     steps: int = 0  # instead of epochs, if not 0
     batch_size: int = 6
 
+    def __post_init__(self) -> None:
+        if self.size < 32:
+            raise UsageError(f"size={self.size}: the deepest level is a 16th of it; 32 is least.")
+        if self.width < 4 or self.width % 2:
+            raise UsageError(f"width={self.width}: attention halves it; an even number from 4 on.")
+        if self.crop < 2 or not 0 <= self.turn <= 180:
+            raise UsageError(
+                f"crop={self.crop}, turn={self.turn}: less than one part in crop, 2 or more, is "
+                "cut off, and a picture turns by 0 to 180 degrees."
+            )
+        if not (0 < self.contrast[0] <= self.contrast[1]) or (
+            self.brightness[0] > self.brightness[1]
+        ):
+            raise UsageError(
+                f"contrast={self.contrast}, brightness={self.brightness}: least, then most."
+            )
+
 
 RECIPES = {
     "published": Recipe(),
@@ -118,6 +138,7 @@ RECIPES = {
         size=128,
         turn=0,
         learning_rate=2e-3,
+        halvings=3,
         steps=300,
         batch_size=8,
     ),
@@ -234,7 +255,7 @@ class SpatialAttention(nn.Module):
 
 
 class Pfan(nn.Module):
-    """float[N, 3, H, W], both sides multiples of 16, to logits of the same size."""
+    """float[N, 3, H, W] to logits of the same size; in the port 16 must divide both sides."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()

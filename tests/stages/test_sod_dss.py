@@ -31,6 +31,7 @@ from stages.sod.dss import (
     deep_supervision,
     stretched,
 )
+from wsssbed_hub.utils.errors import UsageError
 
 SMALL = replace(RECIPES["shapes"], width=2, size=32)
 CAFFE = replace(RECIPES["caffe"], width=2)
@@ -202,3 +203,9 @@ def test_new_convolutions_are_drawn_as_published(recipe: str, std: float | None)
     assert weight.std().item() == pytest.approx(std or (2 / fans) ** 0.5, rel=0.03)
     assert not network.sides[3][2].bias.any()  # type: ignore[index]
     assert_close_in_norm(network.fusion, [1 / 6] * 6, FLOAT32)
+
+
+@pytest.mark.parametrize("change", [{"averaged": (8,)}, {"averaged": ()}, {"size": -1}])
+def test_a_recipe_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(change))):
+        replace(SMALL, **change)

@@ -24,6 +24,7 @@ from stages.sod.pfan import (
     saliency_loss,
     to_input,
 )
+from wsssbed_hub.utils.errors import UsageError
 
 PORT, KERAS = RECIPES["published"], RECIPES["keras"]
 SMALL = replace(RECIPES["shapes"], width=4, size=32)
@@ -193,3 +194,19 @@ def test_dropout_after_the_last_convolution_too() -> None:
     assert not torch.equal(network.train()(image).logits, plain.train()(image).logits)
     plain.load_state_dict(network.state_dict())
     assert torch.equal(network.eval()(image).logits, plain.eval()(image).logits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 16},
+        {"width": 5},
+        {"crop": 1},
+        {"turn": 181},
+        {"contrast": (2.0, 1.0)},
+        {"brightness": (1, 0)},
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(change))):
+        replace(SMALL, **change)
