@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Verdict:
     """The verdict on one artifact compared with a record."""
 
     key: str
@@ -114,7 +114,7 @@ def _cells(map_: np.ndarray) -> np.ndarray:
     return np.rint(means).astype(np.uint8)
 
 
-def compare(found: Record, record: Record) -> list[Outcome]:
+def compare_artifacts(found: Record, record: Record) -> list[Verdict]:
     """Each artifact against the record."""
     return [
         _outcome(key, artifact, record["artifacts"].get(key))
@@ -122,16 +122,16 @@ def compare(found: Record, record: Record) -> list[Outcome]:
     ]
 
 
-def _outcome(key: str, now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Outcome:
+def _outcome(key: str, now: Mapping[str, Any], then: Mapping[str, Any] | None) -> Verdict:
     if then is None:
-        return Outcome(key, "not in the record")
+        return Verdict(key, "not in the record")
     if now["content"] == then["content"]:
-        return Outcome(key, "equal")
+        return Verdict(key, "equal")
     if "norms" in now["summary"]:
         return _outcome_of_weights(key, now["summary"]["norms"], then["summary"].get("norms", {}))
     one, other = now["summary"]["cells"], then["summary"].get("cells", {})
     if {i: len(text) for i, text in one.items()} != {i: len(text) for i, text in other.items()}:
-        return Outcome(key, "different", "other images, sizes or classes")
+        return Verdict(key, "different", "other images, sizes or classes")
     levels = [
         np.frombuffer(bytes.fromhex("".join(cells[i] for i in sorted(cells))), np.uint8)
         for cells in (one, other)
@@ -139,21 +139,21 @@ def _outcome(key: str, now: Mapping[str, Any], then: Mapping[str, Any] | None) -
     apart = np.abs(levels[0].astype(int) - levels[1])
     share = float((apart > 1).mean())
     figures = f"{share:.2%} of the cells by more than a level, {int(apart.max())} at most"
-    return Outcome(key, "within tolerance" if share <= CELLS else "different", figures)
+    return Verdict(key, "within tolerance" if share <= CELLS else "different", figures)
 
 
-def _outcome_of_weights(key: str, one: dict[str, float], other: dict[str, float]) -> Outcome:
+def _outcome_of_weights(key: str, one: dict[str, float], other: dict[str, float]) -> Verdict:
     if one.keys() != other.keys():
-        return Outcome(key, "different", "other tensors")
+        return Verdict(key, "different", "other tensors")
     apart = {n: abs(one[n] - other[n]) / max(one[n], other[n], 1e-12) for n in one}
     worst = max(apart, key=lambda name: apart[name])
     verdict: Literal["within tolerance", "different"] = (
         "within tolerance" if apart[worst] <= NORMS else "different"
     )
-    return Outcome(key, verdict, f"norms by {apart[worst]:.1e} at most, that of {worst}")
+    return Verdict(key, verdict, f"norms by {apart[worst]:.1e} at most, that of {worst}")
 
 
-def settle(found: Record, records: Path, say: Callable[[str], None]) -> None:
+def compare_or_record(found: Record, records: Path, say: Callable[[str], None]) -> None:
     """Compare with the record of this GPU model and version, or write it.
 
     Raises HubError if something is different, or is not in the record.
@@ -168,7 +168,7 @@ def settle(found: Record, records: Path, say: Callable[[str], None]) -> None:
     record = json.loads(path.read_text())
     if record["machine"] != found["machine"]:
         say(f"the record was made on {record['machine']}, this is {found['machine']}")
-    outcomes = compare(found, record)
+    outcomes = compare_artifacts(found, record)
     for outcome in outcomes:
         say(str(outcome))
     if any(outcome.verdict in ("different", "not in the record") for outcome in outcomes):
@@ -199,7 +199,7 @@ def main(
             found = find_engine(engine)
             gpus = find_gpus("0", found)
             execute = contained(found, WORK / "data", WORK / "cache", gpus=gpus)
-        settle(run_twice(execute, WORK, stages or (), _say), RECORDS, _say)
+        compare_or_record(run_twice(execute, WORK, stages or (), _say), RECORDS, _say)
     except HubError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -107,7 +107,7 @@ def outside(data_root: Path, *, threads: int | None = None) -> Callable[[SmallRu
         command = [sys.executable, "-m", "stages", run.stage, *run.arguments]
         command += ["--data-root", str(data_root), "--out", str(out)]
         number = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        check(run.stage, command, os.environ | number)
+        run_command(run.stage, command, os.environ | number)
 
     return execute
 
@@ -129,7 +129,7 @@ def contained(
         command = engine_command(
             engine, container_job(engine, run, data_root, out, cache, user=user, gpus=gpus)
         )
-        check(run.stage, command)
+        run_command(run.stage, command)
 
     return execute
 
@@ -167,7 +167,9 @@ def container_job(
     )
 
 
-def check(what: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def run_command(
+    what: str, command: Sequence[str], environment: dict[str, str] | None = None
+) -> None:
     """Runs a command. Raises HubError with the end of what it said, if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

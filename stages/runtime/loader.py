@@ -26,7 +26,7 @@ from stages.runtime.errors import ignore_signals
 from stages.runtime.method import Batch, Phase, Sample, Source, Sources
 from wsssbed_hub.utils.errors import HubError, UsageError
 
-Place = tuple[int, int]  # batch, pass
+_Position = tuple[int, int]  # batch, pass
 _PATIENCE = 2.0  # seconds that a process has to finish its sample when the loader ends
 
 
@@ -59,7 +59,7 @@ def passes_of(phase: Phase, sources: Sources, processes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleRow:
     """One source's samples in a row."""
 
     name: tuple[int | str, ...]
@@ -107,9 +107,9 @@ class Row:
         return -(-(epoch + 1) * self.epoch_length // self.source.batch_size) - 1
 
 
-def rows_of(phase: Phase, sources: Sources, seed: int) -> dict[str, Row]:
+def rows_of(phase: Phase, sources: Sources, seed: int) -> dict[str, SampleRow]:
     """The rows of a phase's sources. Raises UsageError for a source that does not fill a batch."""
-    return {name: Row((seed, phase.name, name), source) for name, source in sources.items()}
+    return {name: SampleRow((seed, phase.name, name), source) for name, source in sources.items()}
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,14 @@ class _SampleError:
 class _Batches(Dataset[Any]):
     """The batches that one process sees, by (batch, pass)."""
 
-    def __init__(self, rows: Mapping[str, Row], passes: int, rank: int, processes: int) -> None:
+    def __init__(
+        self, rows: Mapping[str, SampleRow], passes: int, rank: int, processes: int
+    ) -> None:
         self._rows = rows
         self._passes, self._rank, self._processes = passes, rank, processes
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
-    def __getitem__(self, place: Place) -> dict[str, Batch] | _SampleError:
+    def __getitem__(self, place: _Position) -> dict[str, Batch] | _SampleError:
         try:
             found = {name: self._batch(name, row, *place) for name, row in self._rows.items()}
             _share(found)
@@ -135,7 +137,7 @@ class _Batches(Dataset[Any]):
             return _SampleError(error)
         return found
 
-    def _batch(self, name: str, row: Row, batch: int, number: int) -> Batch:
+    def _batch(self, name: str, row: SampleRow, batch: int, number: int) -> Batch:
         size = row.source.batch_size // (self._passes * self._processes)
         start = batch * row.source.batch_size + (number * self._processes + self._rank) * size
         samples, indices, epochs = [], [], []
@@ -150,14 +152,14 @@ class _Batches(Dataset[Any]):
             "epoch": torch.tensor(epochs),
         }
 
-    def _order(self, name: str, row: Row, epoch: int) -> np.ndarray:
+    def _order(self, name: str, row: SampleRow, epoch: int) -> np.ndarray:
         known = self._orders.get(name)
         if known is None or known[0] != epoch:
             known = self._orders[name] = (epoch, row.order(epoch))
         return known[1]
 
 
-class _Places(Sampler[Place]):
+class _Places(Sampler[_Position]):
     """(batch, pass), in order."""
 
     def __init__(self, first: int, end: int, passes: int) -> None:
@@ -166,14 +168,14 @@ class _Places(Sampler[Place]):
     def __len__(self) -> int:
         return (self._end - self._first) * self._passes
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[_Position]:
         for batch in range(self._first, self._end):
             for number in range(self._passes):
                 yield batch, number
 
 
 def batches(
-    rows: Mapping[str, Row],
+    rows: Mapping[str, SampleRow],
     *,
     first: int,
     end: int,

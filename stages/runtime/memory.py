@@ -12,7 +12,7 @@ from stages.runtime import distributed
 from stages.runtime.progress import progress
 
 Update = Callable[[str, "np.ndarray | None", np.ndarray], np.ndarray]
-Entry = tuple[int, int, int, str, np.ndarray]  # step, process, place, key, value
+_Put = tuple[int, int, int, str, np.ndarray]  # step, process, place, key, value
 
 
 def _replace(key: str, old: np.ndarray | None, new: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ class Memory:
     def __init__(self, update: Update = _replace) -> None:
         self._update = update
         self._values: dict[str, np.ndarray] = {}
-        self._put: list[Entry] = []
+        self._put: list[_Put] = []
         self._step = 0
 
     def get(self, key: str) -> np.ndarray | None:
@@ -94,6 +94,6 @@ class Memory:
         entries = [(*entry[:4], entry[4].numpy()) for entry in state["put"]]
         self._put = entries if distributed.is_main() else []
 
-    def _everything_put(self) -> list[Entry]:
+    def _everything_put(self) -> list[_Put]:
         parts = distributed.gathered(self._put)
         return sorted((entry for part in parts for entry in part), key=lambda entry: entry[:3])

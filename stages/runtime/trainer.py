@@ -20,7 +20,7 @@ from stages.runtime import distributed
 from stages.runtime.batch_norm import synchronise_batchnorm
 from stages.runtime.checkpoint import Checkpoint
 from stages.runtime.errors import Interruption, explained, signals_noted, signals_raise
-from stages.runtime.loader import Row, batches, passes_of, rows_of
+from stages.runtime.loader import SampleRow, batches, passes_of, rows_of
 from stages.runtime.memory import Memory
 from stages.runtime.method import Batch, Phase, Sources
 from stages.runtime.progress import Course, MetricsLog, progress
@@ -49,7 +49,7 @@ class _Work:
 
     number: int
     phase: Phase
-    rows: dict[str, Row]
+    rows: dict[str, SampleRow]
     passes: int
     optimizers: list[Optimizer]
     scaler: torch.amp.GradScaler
@@ -60,7 +60,7 @@ class _Work:
     """The passes of a batch that several steps see."""
 
     @property
-    def first_row(self) -> Row:
+    def first_row(self) -> SampleRow:
         """The one that counts the epochs."""
         return next(iter(self.rows.values()))
 

@@ -36,7 +36,7 @@ from stages.runtime.study import (
     write_json,
 )
 from stages.runtime.training import Trained, locked
-from stages.seg._crf import CRFS, NO_CRF, Crf, decide, summary
+from stages.seg._crf import CRFS, NO_CRF, Crf, decide, scores_over_seeds
 from wsssbed_hub.artifacts.digests import content_digest, image_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, TrainedOn
 from wsssbed_hub.datasets import Target, open_target
@@ -238,7 +238,7 @@ class _Request:
 
     def write_result(self, scores: Mapping[Seed, Score]) -> None:
         """``result.json``: mean and standard error over the seeds, and each seed's own scores."""
-        found = summary(scores, self.data.target.classes, self.crf)
+        found = scores_over_seeds(scores, self.data.target.classes, self.crf)
         settings = self._all_settings
         known = {
             "settings": settings,

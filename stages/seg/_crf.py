@@ -54,7 +54,7 @@ def decide(scores: Tensor) -> np.ndarray:
     return scores.argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def summary(
+def scores_over_seeds(
     scores: Mapping[Seed, dict[str, Any]], classes: Sequence[str], crf: Crf | None = None
 ) -> dict[str, Any]:
     """Mean and standard error over the seeds, and each seed's own scores, as JSON.

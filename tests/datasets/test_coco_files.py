@@ -15,7 +15,7 @@ from layouts import COCO_IDS, HEIGHT, WIDTH, box, coco, instance
 
 from wsssbed_hub.datasets import coco_index, make_shapes, open_target
 from wsssbed_hub.datasets.coco_index import read_index
-from wsssbed_hub.datasets.coco_instances import Instances, draw
+from wsssbed_hub.datasets.coco_instances import Instances, segmentation_mask
 from wsssbed_hub.utils.errors import HubError
 
 PREFIX = "COCO_train2014_"
@@ -160,7 +160,7 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_segmentations_that_are_refused(tmp_path: Path, case: str) -> None:
     segmentation, message = BAD[case]
     with pytest.raises(ValueError, match=message):
-        draw(segmentation, HEIGHT, WIDTH)
+        segmentation_mask(segmentation, HEIGHT, WIDTH)
     path = written(tmp_path, content(annotations=[ONE | {"segmentation": segmentation}]))
     with pytest.raises(HubError, match=rf"_train2014\.json: an instance of {NINE}: .*{message}"):
         Instances(path, PREFIX).label(NINE, {1: 0})
@@ -180,7 +180,7 @@ def test_polygons_at_random_do_no_harm() -> None:
         height, width = (int(side) for side in rng.integers(1, 40, 2))
         side = max(height, width)
         corners = rng.uniform(-2 * side, 3 * side, 2 * int(rng.integers(3, 12))).tolist()
-        covered = draw([corners], height, width)
+        covered = segmentation_mask([corners], height, width)
         assert covered.shape == (height, width)
         assert covered.dtype == bool
 

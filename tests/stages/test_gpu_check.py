@@ -83,7 +83,7 @@ def maps(kind: str, shift: int) -> Any:
 def checked(stages: Stages, work: Path) -> list[str]:
     said: list[str] = []
     found = gpu_check.run_twice(stages, work / "work", (), said.append)
-    gpu_check.settle(found, work / "records", said.append)
+    gpu_check.compare_or_record(found, work / "records", said.append)
     return said
 
 

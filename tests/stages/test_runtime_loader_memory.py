@@ -10,14 +10,14 @@ import pytest
 PROGRAM = """
 import numpy as np, torch
 from stages.runtime.method import Source
-from stages.runtime.loader import Row, batches
+from stages.runtime.loader import SampleRow, batches
 from wsssbed_hub.utils.errors import HubError
 
 class Large:
     def __len__(self): return 4
     def sample(self, index, rng): return {"image": np.zeros((4 << 20,), np.uint8)}
 
-row = Row((0, "phase", "large"), Source(Large(), 2))
+row = SampleRow((0, "phase", "large"), Source(Large(), 2))
 stream = batches(
     {"large": row}, first=0, end=4, passes=1, workers=1, device=torch.device("cpu")
 )

@@ -145,7 +145,7 @@ def reproduce(
     from wsssbed_hub.containers.command import engine_command, shell
     from wsssbed_hub.containers.engines import find_engine
     from wsssbed_hub.containers.reproduce import (
-        compare,
+        compare_with_published,
         find_published,
         locate_image,
         stage_arguments,
@@ -178,7 +178,7 @@ def reproduce(
     command = engine_command(found, job)
     typer.echo(shell(command), err=True)
     _run_to_the_end(command)
-    comparison = compare(published, to)
+    comparison = compare_with_published(published, to)
     if as_json:
         typer.echo(json.dumps(comparison.as_json(tolerance, worst), indent=2))
     else:

@@ -166,7 +166,7 @@ def _file_in(inputs: Path | None, name: str, option: str) -> Path:
     return path.resolve()
 
 
-def compare(published: Published, out: Path) -> ArtifactDifference:
+def compare_with_published(published: Published, out: Path) -> ArtifactDifference:
     """The artifact that was made below ``out`` against the published one.
 
     Raises HubError if nothing was made there.

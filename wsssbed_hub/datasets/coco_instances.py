@@ -120,7 +120,7 @@ class Instances:
 
     def _mask(self, one: Instance, image_id: str, height: int, width: int) -> np.ndarray:
         try:
-            return draw(one.segmentation, height, width)
+            return segmentation_mask(one.segmentation, height, width)
         except ValueError as error:
             raise HubError(f"{self.path}: an instance of {image_id}: {error}.") from None
 
@@ -138,7 +138,7 @@ class Instances:
         return slice(int(self.index.first[row]), int(self.index.first[row + 1]))
 
 
-def draw(segmentation: Any, height: int, width: int) -> np.ndarray:
+def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """bool[H, W], column by column in memory: a segmentation's pixels, by COCO's own program.
 
     A list of polygons [x, y, x, y, …] (those of fewer than three corners cover nothing), or

@@ -173,9 +173,9 @@ def check_source(manifest: Manifest, chosen: Chosen) -> Problem | None:
     try:
         source = chosen.entry.source
         if isinstance(source, UrlSource):
-            from wsssbed_hub.registry.release.download import resolve
+            from wsssbed_hub.registry.release.download import remote_size
 
-            size = resolve(source.url)
+            size = remote_size(source.url)
             if None not in (size, source.size) and size != source.size:
                 raise HubError(f"{source.url} has {size:,} bytes, not {source.size:,}.")
         elif isinstance(source, HubSource):

@@ -68,7 +68,7 @@ def agrees(stated: float, found: float) -> bool:
     return bool(abs(stated - found) <= half_digit(stated) * (1 + 1e-6))
 
 
-def say(result: Result) -> str:
+def describe(result: Result) -> str:
     """A result in words: ``mIoU 0.612 on train at tau 0.3 (given) with sal/vst-duts@1.0.0``."""
     words = f"{result.metric} {result.value!r} on {result.split}"
     if result.threshold is not None:
@@ -112,7 +112,7 @@ class Recomputation:
     def claims(self) -> Iterator[Claim]:
         """The fate of each result. Raises nothing: an error makes it failed, or not checked."""
         for result in self.chosen.entry.results:
-            yield self._claim(say(result), lambda r=result: self._check(r))  # type: ignore[misc]
+            yield self._claim(describe(result), lambda r=result: self._check(r))  # type: ignore[misc]
             if result.threshold is not None:
                 tau = result.threshold
                 words = f"tau {tau.tau:g} ({tau.origin}{f' on {tau.split}' if tau.split else ''})"

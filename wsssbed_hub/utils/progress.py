@@ -43,14 +43,14 @@ def adding(progress: Progress | None, total: int) -> Callable[[int], None]:
     return advance
 
 
-class Show(Protocol):
+class ProgressWithNews(Protocol):
     """A ``Progress`` that shows a few words of news behind the figures."""
 
     def __call__(self, done: int, total: int, news: str = "") -> None: ...
 
 
 @contextmanager
-def progress_bar(title: str, *, unit: str = BYTES, done: int = 0) -> Iterator[Show]:
+def progress_bar(title: str, *, unit: str = BYTES, done: int = 0) -> Iterator[ProgressWithNews]:
     """A bar on the terminal with amount, rate and time left; gone when it is left.
 
     ``unit`` is a plural; ``done`` was done before, and says nothing of the rate. Inside another
@@ -77,7 +77,7 @@ def progress_bar(title: str, *, unit: str = BYTES, done: int = 0) -> Iterator[Sh
             _shown.clear()
 
 
-def _advancing(bars: Bars, task: TaskID) -> Show:
+def _advancing(bars: Bars, task: TaskID) -> ProgressWithNews:
     def show(done: int, total: int, news: str = "") -> None:
         bars.update(task, completed=done, total=total, news=news)
 

@@ -13,7 +13,7 @@ import pytest
 from killing import exit_code, in_child
 from rangeserver import Fault, RangeServer
 
-from wsssbed_hub.registry.release.download import Downloaded, download, resolve
+from wsssbed_hub.registry.release.download import Downloaded, download, remote_size
 from wsssbed_hub.utils.errors import HubError
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
@@ -210,11 +210,11 @@ def test_no_server(get: Get) -> None:
         get()
 
 
-def test_resolve(get: Get) -> None:
-    assert resolve(get.server.url("/a.zip")) == len(DATA)
+def test_remote_size(get: Get) -> None:
+    assert remote_size(get.server.url("/a.zip")) == len(DATA)
     assert get.server.requests == [("HEAD", "/a.zip", None)]
     get.server.redirects["/b.zip"] = "/a.zip"
-    assert resolve(get.server.url("/b.zip")) == len(DATA)
+    assert remote_size(get.server.url("/b.zip")) == len(DATA)
     assert {method for method, _, _ in get.server.requests} == {"HEAD"}
     with pytest.raises(HubError, match="the link is dead"):
-        resolve(get.server.url("/none.zip"))
+        remote_size(get.server.url("/none.zip"))

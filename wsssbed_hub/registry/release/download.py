@@ -78,8 +78,8 @@ def download(url: str, path: Path, *, progress: Progress | None = None) -> Downl
     return Downloaded(path, path.stat().st_size, file_digest(path))
 
 
-def resolve(url: str) -> int | None:
-    """Asks for ``url`` without fetching it: its size, None if the server does not say.
+def remote_size(url: str) -> int | None:
+    """The size of the file at ``url``, which is not fetched; None if the server does not say.
 
     Raises HubError if it is not there or its server cannot be asked.
     """

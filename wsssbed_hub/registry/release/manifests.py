@@ -131,7 +131,7 @@ _TARGETS = {"voc12": "VOC2012", "coco14": "COCO"}
 _IMAGES = {"voc12": 10582, "coco14": 82081}  # that activation methods train on
 
 
-class Saliency(NamedTuple):
+class ReleasedSaliency(NamedTuple):
     """One saliency of the release: key's name, name in zips, model, and what is known of it."""
 
     name: str
@@ -143,7 +143,7 @@ class Saliency(NamedTuple):
     cam_targets: tuple[str, ...]
 
 
-def saliencies() -> Iterator[Saliency]:
+def saliencies() -> Iterator[ReleasedSaliency]:
     """All that the release has, whatever they are used for."""
     both, voc = ("coco14", "voc12"), ("voc12",)
     for model in _SUPERVISED:
@@ -152,20 +152,22 @@ def saliencies() -> Iterator[Saliency]:
             source = TrainedOn(dataset=dataset, images=images, supervision="pixel masks")
             targets = both if dataset in _ON_COCO else voc
             title = f"{method} trained on {long}"
-            yield Saliency(
+            yield ReleasedSaliency(
                 f"{model}-{dataset}", f"{method}_{short}", model, title, source, targets, targets
             )
     unsupervised = (("deepusps", "msra", None, voc), ("move", "duts", 10553, both))
     for model, dataset, images, cam_targets in unsupervised:
         method = SOD_MODELS[model].name
         source = TrainedOn(dataset=dataset, images=images, supervision="unsupervised")
-        yield Saliency(model, method, model, f"{method}, unsupervised", source, both, cam_targets)
+        yield ReleasedSaliency(
+            model, method, model, f"{method}, unsupervised", source, both, cam_targets
+        )
     for paper, model in _PAPER_MODELS.items():
         name = CAM_METHODS[paper].name
         title = f"{SOD_MODELS[model].name}, as distributed with {name}"
         source = TrainedOn(supervision="pixel masks")
         targets = both if paper in ("eps", "l2g") else voc
-        yield Saliency(f"paper-{paper}", f"sal_{name}", model, title, source, targets, voc)
+        yield ReleasedSaliency(f"paper-{paper}", f"sal_{name}", model, title, source, targets, voc)
 
 
 def manifests() -> Iterator[Manifest]:
@@ -198,7 +200,7 @@ def _cam() -> Iterator[Manifest]:
 
 
 def _cam_manifest(
-    method: str, name: str, suffix: str, targets: tuple[str, ...], saliency: Saliency | None
+    method: str, name: str, suffix: str, targets: tuple[str, ...], saliency: ReleasedSaliency | None
 ) -> Manifest:
     card = CAM_METHODS[method]
     trained_on = [
