@@ -38,7 +38,7 @@ bench-gpu: install  ## what docs/performance.md has, on this GPU (at most 8 minu
 	$(BIN)/python -m benchmarks --out build/bench-gpu
 
 # STAGES are listed in docker/images.mk; PoolNet is in every demo.
-zoo: install  ## all saliency models on this machine, their table and picture into docs/ (an hour)
+zoo: install  ## all saliency models on this machine, their table and picture into docs/
 	$(BIN)/wsssbed-hub demo --to $(ZOO) --without-segmentation \
 	  $(patsubst %,--with %,$(filter-out sod-poolnet,$(filter sod-%,$(STAGES)))) $(ZOO_FLAGS)
 	cp $(ZOO)/summary.json docs/zoo.json
