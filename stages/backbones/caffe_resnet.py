@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backbones.imagenet import timm_model
+from stages.backbones.imagenet import fold_input, timm_model
 from stages.backbones.state import Rules, load_strictly, without_classifier
 
 EXPANSION = 4  # outputs of a bottleneck over its inner width
@@ -111,16 +110,4 @@ def timm_imagenet(depth: int) -> dict[str, Tensor]:
     blocks of the strided stages see other positions than in their training: a departure from the
     Caffe weights that the published recipes start from. Raises HubError if they cannot be had.
     """
-    model = timm_model(f"resnet{depth}.tv_in1k")
-    return fold_input(model.state_dict(), model.pretrained_cfg["std"])
-
-
-def fold_input(state: Mapping[str, Tensor], std: Sequence[float]) -> dict[str, Tensor]:
-    """Weights for RGB (value/255 - mean)/``std``, made to take BGR 0..255 minus a mean colour.
-
-    The factor 1/(255 std) and the order of the channels go into the first convolution, exactly.
-    The mean stays with the caller: Caffe's differs from torchvision's by about one grey level.
-    """
-    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1))
-    stem = (state["conv1.weight"].double() * scale).flip(1)
-    return dict(state) | {"conv1.weight": stem.to(state["conv1.weight"].dtype)}
+    return fold_input(timm_model(f"resnet{depth}.tv_in1k").state_dict(), "conv1.weight")

@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from stages.backbones.imagenet import timm_model
-from stages.backbones.state import Rules, load_strictly
-from stages.backbones.vgg import Vgg16, without_classifier
+from stages.backbones.state import Rules, load_strictly, without_classifier
+from stages.backbones.vgg import CLASSIFIERS, Vgg16
 from wsssbed_hub.utils.errors import UsageError
 
 DilatedName = Literal["densenet169", "vgg16", "densenet-small"]
@@ -67,7 +67,7 @@ class Dilated(nn.Module):
 
         Raises HubError if the rest does not fit exactly.
         """
-        load_strictly(self, without_classifier(state), source, _OLD_NAMES)
+        load_strictly(self, without_classifier(state, CLASSIFIERS), source, _OLD_NAMES)
 
 
 def timm_imagenet(name: DilatedName) -> dict[str, Tensor]:

@@ -47,9 +47,11 @@ def load_strictly(
     network.load_state_dict(own | new)
 
 
-def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features of an image classifier: all but its last layer, whose name begins with fc."""
-    return {k: v for k, v in state.items() if not k.removeprefix("module.").startswith("fc")}
+def without_classifier(
+    state: Mapping[str, Tensor], names: tuple[str, ...] = ("fc",)
+) -> dict[str, Tensor]:
+    """The features of an image classifier: all but the layers whose names begin with ``names``."""
+    return {k: v for k, v in state.items() if not k.removeprefix("module.").startswith(names)}
 
 
 def _renamed(state: Mapping[str, Tensor], rules: Rules, source: str) -> dict[str, str]:

@@ -16,16 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backbones.imagenet import timm_model
-from stages.backbones.state import Rules, load_strictly
-from stages.ops.images import STD_RGB
+from stages.backbones.imagenet import fold_input, timm_model
+from stages.backbones.state import Rules, load_strictly, without_classifier
 
 Pooling = Literal["halve", "halve3", "keep", "none"]
-_CLASSIFIERS = ("classifier.", "pre_logits.", "head.")  # torchvision's and timm's
+CLASSIFIERS = ("classifier.", "pre_logits.", "head.")  # torchvision's and timm's
 # Several published networks hold the backbone as ``base.0.weight`` or ``vgg16.0.weight``.
 _BARE_NAMES: Rules = ((r"^(\d+)\.", r"features.\1."),)
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -87,16 +85,7 @@ class Vgg16(nn.Module):
 
         Raises HubError if the rest does not fit exactly.
         """
-        load_strictly(self, without_classifier(state), source, _BARE_NAMES)
-
-
-def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of torchvision's or timm's ImageNet models that are not their classifiers'."""
-    return {
-        key: value
-        for key, value in state.items()
-        if not key.removeprefix("module.").startswith(_CLASSIFIERS)
-    }
+        load_strictly(self, without_classifier(state, CLASSIFIERS), source, _BARE_NAMES)
 
 
 def timm_imagenet() -> dict[str, Tensor]:
@@ -105,15 +94,8 @@ def timm_imagenet() -> dict[str, Tensor]:
 
 
 def for_caffe_input(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's weights, made to take BGR, 0..255, minus a mean colour.
-
-    The factors 1/(255 deviation) and the order of the channels go into the first convolution. The
-    mean stays with the caller: Caffe's differs from torchvision's by about one grey level.
-    """
-    scale = 1.0 / (255.0 * torch.tensor(STD_RGB, dtype=torch.float64).view(1, 3, 1, 1))
-    first = state["features.0.weight"]
-    folded = (first.double() * scale).flip(1).to(first.dtype)
-    return dict(state) | {"features.0.weight": folded}
+    """torchvision's weights, made to take BGR, 0..255, minus a mean colour."""
+    return fold_input(state, "features.0.weight")
 
 
 def _layers(

@@ -40,11 +40,11 @@ from stages.runtime.distributed import global_mean
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.seg import SegData, SegMethod
 from wsssbed_hub.artifacts import manifest
+from wsssbed_hub.evaluation.pseudo_label import IGNORE
 from wsssbed_hub.utils.errors import HubError
 
 MEAN_BGR = (104.008, 116.669, 122.675)
 PIXEL_DEVIATION = 65.0  # of the network's input, roughly
-IGNORE = 255
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from closeness import FLOAT64, assert_close_in_norm
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.backbones.caffe_resnet import CaffeResNet, fold_input, timm_imagenet
+from stages.backbones.caffe_resnet import CaffeResNet, timm_imagenet
+from stages.backbones.imagenet import fold_input
 from wsssbed_hub.utils.errors import HubError
 
 pytestmark = pytest.mark.numerical
@@ -54,7 +55,7 @@ def test_folding_keeps_the_response_of_the_stem(mean_rgb: tuple[float, ...]) -> 
     model = timm.create_model("resnet50.tv_in1k", pretrained=False).double()
     std = torch.tensor(model.pretrained_cfg["std"], dtype=torch.float64)
     network = CaffeResNet(BLOCKS[50], (1, 2, 2, 1), (1, 1, 1, 2)).double()
-    network.load_initial(fold_input(model.state_dict(), std.tolist()), "timm's ResNet-50")
+    network.load_initial(fold_input(model.state_dict(), "conv1.weight"), "timm's ResNet-50")
     rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48))).double()
     mean = torch.tensor(mean_rgb, dtype=torch.float64)
     expected = reference_stem(rgb, model.conv1.weight, mean, std)
@@ -68,7 +69,7 @@ def test_with_each_its_own_mean_the_responses_differ_by_a_constant_inside() -> N
     config = model.pretrained_cfg
     own, std = (torch.tensor(config[name], dtype=torch.float64) for name in ("mean", "std"))
     caffe_bgr = torch.tensor((104.00699, 116.66877, 122.67892), dtype=torch.float64)
-    folded = fold_input(model.state_dict(), config["std"])["conv1.weight"]
+    folded = fold_input(model.state_dict(), "conv1.weight")["conv1.weight"]
     rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 48))).double()
     expected = reference_stem(rgb, model.conv1.weight, own, std)
     response = F.conv2d(rgb.flip(1) - caffe_bgr.view(1, 3, 1, 1), folded, stride=2, padding=3)

@@ -23,7 +23,6 @@ from stages.ops.images import caffe_bgr
 from stages.runtime.method import Image
 from stages.seg._crf import Crf
 from stages.seg.deeplabv2 import (
-    IGNORE,
     MEAN_BGR,
     RECIPES,
     Crops,
@@ -36,6 +35,7 @@ from wsssbed_hub.artifacts.key_folder import read_manifest
 from wsssbed_hub.artifacts.manifest import Entry, Result
 from wsssbed_hub.datasets import open_target
 from wsssbed_hub.evaluation.metrics import SegmentationMetrics
+from wsssbed_hub.evaluation.pseudo_label import IGNORE
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 
