@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from wsssbed_hub.artifacts.key_folder import complete, read_manifest
 from wsssbed_hub.artifacts.manifest import HubSource, Manifest, MethodCitation
 from wsssbed_hub.artifacts.weights import write_weights
 from wsssbed_hub.cli import contribute
-from wsssbed_hub.datasets import Target, make_shapes, open_target
+from wsssbed_hub.datasets import Target, make_shapes
 from wsssbed_hub.registry.hub.registry import HubRegistry
 from wsssbed_hub.review.check_manifest import read
 
@@ -30,18 +29,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=4, val=2, sod=1, sod_test=1, small=1)
     return root
-
-
-@pytest.fixture
-def target(data: Path) -> Target:
-    return open_target("shapes", data)
-
-
-@pytest.fixture
-def server() -> Iterator[RangeServer]:
-    server = RangeServer({}).start()
-    yield server
-    server.stop()
 
 
 def truth_of(target: Target) -> dict[str, np.ndarray]:

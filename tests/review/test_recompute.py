@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rangeserver import RangeServer
 from samples import provenance
 
 from wsssbed_hub.artifacts.digests import content_digest, image_digest
-from wsssbed_hub.datasets import Target, make_shapes, open_target
+from wsssbed_hub.datasets import Target, make_shapes
 from wsssbed_hub.review.check_manifest import read
 from wsssbed_hub.review.prove import Proof, prove
 from wsssbed_hub.review.recompute import agrees, half_digit
@@ -24,18 +23,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=5, val=2, sod=1, sod_test=1, small=1)
     return root
-
-
-@pytest.fixture
-def target(data: Path) -> Target:
-    return open_target("shapes", data)
-
-
-@pytest.fixture
-def server() -> Iterator[RangeServer]:
-    server = RangeServer({}).start()
-    yield server
-    server.stop()
 
 
 def noisy_labels(target: Target) -> dict[str, np.ndarray]:

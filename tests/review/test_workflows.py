@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +155,6 @@ def test_a_long_report_is_cut(github: Github) -> None:
     github.report["report.md"] = "ü" * 50_000
     assert github.comment() == ["POST issues/7/comments"]
     assert len(github.body.encode()) < 65_000
-
-
-@pytest.fixture
-def server() -> Iterator[RangeServer]:
-    server = RangeServer({}).start()
-    yield server
-    server.stop()
 
 
 def test_the_changed_manifests_are_proved_and_shown(tmp_path: Path, server: RangeServer) -> None:
