@@ -29,6 +29,7 @@ INPUTS, OUTPUTS = conformance.load("sod-move")
 TRAIN_INPUTS, TRAIN_OUTPUTS = conformance.load("sod-move-train")
 PUBLISHED = RECIPES["published"]
 METHOD = Method(replace(PUBLISHED, test_side=60), Path())
+PUBLISHED_LOSSES = ("binary_warmup", "max_area", "max_area_weight")
 TRAINING = replace(  # with the tiny MAE of the case; what is not in it is small
     RECIPES["shapes"],
     crop=64,
@@ -39,7 +40,7 @@ TRAINING = replace(  # with the tiny MAE of the case; what is not in it is small
     mae_decoder_width=32,
     mae_decoder_depth=2,
     mae_decoder_heads=4,
-    **{name: getattr(PUBLISHED, name) for name in ("binary_warmup", "learning_rate")},
+    **{name: getattr(PUBLISHED, name) for name in PUBLISHED_LOSSES},
 )
 KINDS = ("binary", "min area", "max area")
 GRADIENT = 1e-3
