@@ -211,7 +211,7 @@ def _training_data(method: type[SodMethod], recipe: Any, options: Options) -> So
 
 
 def _hand_crafted(method: type[SodMethod], recipe: Any, options: Options) -> dict[str, Maps]:
-    """What ``--maps`` names. Raises UsageError for unknown names and for what is missing."""
+    """The maps that ``--maps`` names. Raises UsageError for unknown names and missing maps."""
     known = method.maps_of(recipe)
     found = {}
     for text in options.maps or ():

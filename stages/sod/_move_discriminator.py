@@ -46,7 +46,7 @@ class Discriminator(HasFrozen):
         return torch.cat(judged, 1)
 
     def projected(self, image: Tensor) -> list[Tensor]:
-        """What the four heads see, the finest level first."""
+        """The features of the four heads, the finest level first."""
         levels = [mix(x) for mix, x in zip(self.mix, self.features(image), strict=True)]
         found: list[Tensor] = []
         for level, fuse in zip(reversed(levels), reversed(self.fuse), strict=True):
@@ -71,7 +71,7 @@ def classifier_features(name: str) -> nn.Module:
 
 
 def augmented(image: Tensor, brightness: float, saturation: float, contrast: float) -> Tensor:
-    """What the discriminator sees of an image: in [-1, 1], its colours changed at random.
+    """The image as the discriminator sees it: in [-1, 1], its colours changed at random.
 
     Differentiable (Zhao et al., NeurIPS 2020). Drawn on the CPU: every device gets the same.
     """

@@ -191,7 +191,7 @@ class NormRelu(nn.Module):
 
 
 class Norms(NamedTuple):
-    """What all batch norms of a network share."""
+    """Settings that all batch norms of a network share."""
 
     epsilon: float
     always: bool

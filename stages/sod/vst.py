@@ -198,7 +198,7 @@ class Fusion(nn.Module):
 
 
 class PatchTaskAttention(nn.Module):
-    """What the patches take of a task token, each as much as a sigmoid says (section 3.3)."""
+    """Attention of the patches to a task token, each as much as a sigmoid says (section 3.3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

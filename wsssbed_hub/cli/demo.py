@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Demo:
-    """What is to be done, and the folder that it is done in.
+    """The work to be done, and the folder that it is done in.
 
     ``models`` come beside PoolNet. Without ``segmentation`` the labels are measured, and nothing
     is trained on them.
@@ -319,7 +319,7 @@ def _finish(demo: Demo, command: str, minutes: float | None) -> None:
 
 
 def _minutes_of_training(demo: Demo) -> dict[str, float]:
-    """What the trainings' folders say, by key of the maps."""
+    """The minutes that the trainings' folders tell, by key of the maps."""
     found = {}
     for key, (stage, data) in demo.trainings.items():
         run = json.loads((demo.artifacts / "runs" / f"{stage}-{data}" / "run.json").read_text())
