@@ -215,7 +215,7 @@ def _end_workers(iterator: Any) -> None:
     does; and it ends its processes with signals that they ignore (``ignore_signals``).
     """
     workers = getattr(iterator, "_workers", ())
-    if not workers:
+    if not workers or not iterator._worker_pids_set:  # it ended by itself: nothing is left
         return
     _remove_worker_pids(id(iterator))  # else torch raises an exception for each that is killed
     iterator._worker_pids_set = False
