@@ -148,6 +148,7 @@ def test_killed_again_and_again(tmp_path: Path, source: Path, work: Work) -> Non
 
 
 @works
+@pytest.mark.slow
 def test_killed_at_every_point_of_a_fresh_run(tmp_path: Path, source: Path, work: Work) -> None:
     def fresh() -> None:
         root = tmp_path / f"root-{os.getpid()}"

@@ -491,6 +491,7 @@ def test_the_option_changes_something(
 
 
 @pytest.mark.parametrize("name", sorted({*TABLE}), ids=lambda word: word or "wsssbed-hub")
+@pytest.mark.slow
 def test_the_same_words_come_to_the_same(invoke: Callable[..., Seen], name: str) -> None:
     """So that what differs differs by the option."""
     pair = next(pair for pair in TABLE[name].values() if "hf:" not in pair.given)

@@ -346,6 +346,7 @@ def best_of_three(*command: object) -> float:
 GENEROUS = 2.5
 
 
+@pytest.mark.slow
 def test_coco14_lists_and_resolves_at_once(tmp_path: Path) -> None:
     key = big(tmp_path / "registry")
     hub = (sys.executable, "-m", "wsssbed_hub")
