@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -55,9 +56,9 @@ def test_what_is_at_work_is_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None
 @X86
 @pytest.mark.parametrize("words", [(), ("--deterministic",)])
 def test_a_stage_sets_them_before_torch_and_numpy_are_imported(words: tuple[str, ...]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PROGRAM, *words]
+    bare = {name: value for name, value in os.environ.items() if name not in arithmetic.SETTINGS}
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["early"] == []
     assert found["code"] == 0
