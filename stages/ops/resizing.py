@@ -196,3 +196,10 @@ def _products(g: Tensor, kernel: _Kernel, size: torch.Size) -> Tensor:
 def _pair(size: Size | None) -> tuple[int, int]:
     assert size is not None
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def bilinear_kernel(factor: int) -> Tensor:
+    """float32[2 factor, 2 factor]: what a transposed convolution with this stride enlarges with, as
+    in FCN; 1 - |k - centre| / factor in both axes."""
+    profile = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
+    return profile[:, None] * profile

@@ -12,16 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.ops.resizing import bilinear_kernel
+
 RECEIVES = ((2, 3, 4, 5), (2, 3, 4, 5), (4, 5), (4, 5), (), ())  # sides, from 0
 STRIDES = (1, 2, 4, 8, 16, 32)
 # Where in the image the first cell of each side lies, in the authors' network.
 ORIGINS = (-4.0, -3.5, -2.5, -0.5, -0.5, -0.5)
-
-
-def bilinear_kernel(factor: int) -> Tensor:
-    """float32[1, 1, 2 factor, 2 factor]: what enlarges a map bilinearly, as in FCN."""
-    row = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
-    return (row[:, None] * row)[None, None]
 
 
 class PaddedEnlarging(nn.ConvTranspose2d):
@@ -64,7 +60,7 @@ def crop_offset(factor: int, origin: float, stride: int, onto: float) -> int:
 def enlarge_and_crop(x: Tensor, factor: int, offset: int, size: Sequence[int]) -> Tensor:
     """Bilinear by ``factor`` without padding, then ``size`` from ``offset`` on both axes."""
     if factor > 1:
-        x = F.conv_transpose2d(x, bilinear_kernel(factor).to(x), stride=factor)
+        x = F.conv_transpose2d(x, bilinear_kernel(factor)[None, None].to(x), stride=factor)
     height, width = size
     return x[..., offset : offset + height, offset : offset + width]
 

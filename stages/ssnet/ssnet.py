@@ -47,7 +47,7 @@ from stages.backbones.dilated import STRIDE, Dilated, DilatedName, timm_imagenet
 from stages.backbones.state import Rules, load_strictly
 from stages.ops.densecrf import PRESETS, SSNET, CrfSettings, densecrf
 from stages.ops.images import imagenet_rgb, resize_bicubic, resize_nearest, to_uint8
-from stages.ops.resizing import resize
+from stages.ops.resizing import bilinear_kernel, resize
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.runtime.method import Method as BaseMethod
 from stages.ssnet.samples import ClassImages, SaliencyImages, SsnetData, Views
@@ -231,12 +231,6 @@ class Upsampling(nn.ConvTranspose2d):
         nn.init.zeros_(self.bias)
         with torch.no_grad():
             self.weight.copy_(torch.eye(channels)[..., None, None] * bilinear_kernel(STRIDE))
-
-
-def bilinear_kernel(factor: int) -> Tensor:
-    """float32[2 factor, 2 factor], for an even factor: 1 - |k - centre| / factor, in both axes."""
-    profile = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
-    return profile[:, None] * profile
 
 
 def _new(conv: nn.Conv2d, deviation: float = NEW_DEVIATION) -> nn.Conv2d:

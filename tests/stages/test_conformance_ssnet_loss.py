@@ -19,6 +19,7 @@ from closeness import FLOAT64, assert_close_in_norm
 from references import compared
 from torch import Tensor, nn
 
+from stages.ops.resizing import bilinear_kernel
 from stages.runtime.method import Batch
 from stages.ssnet.ssnet import (
     RECIPES,
@@ -28,7 +29,6 @@ from stages.ssnet.ssnet import (
     SSNet,
     SsnetData,
     Upsampling,
-    bilinear_kernel,
     interpolated,
 )
 
