@@ -9,12 +9,14 @@ whatever a paper does with the last two poolings:
 - ``none``: nothing (SSNet: the fourth).
 
 After a fourth pooling that keeps the size, the convolutions of stage 5 have dilation 2.
+
+``Vgg16Extra`` is the form of OAA and of those who build on it: three more 3x3 convolutions on top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,11 @@ Pooling = Literal["halve", "halve3", "keep", "none"]
 CLASSIFIERS = ("classifier.", "pre_logits.", "head.")  # torchvision's and timm's
 # Several published networks hold the backbone as ``base.0.weight`` or ``vgg16.0.weight``.
 _BARE_NAMES: Rules = ((r"^(\d+)\.", r"features.\1."),)
+EXTRA_NAMES: Rules = (
+    (r"^features\.", "trunk.features."),
+    (r"^extra_convs\.([0-5])\.", r"extra.\1."),
+)
+"""OAA's names (MCIS's and L2G's too) to those of a ``Vgg16Extra``."""
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
 _DEPTHS = (1, 2, 4, 8, 8)  # channels of the stages, over those of the first
 
@@ -88,6 +95,81 @@ class Vgg16(nn.Module):
         load_strictly(self, without_classifier(state, CLASSIFIERS), source, _BARE_NAMES)
 
 
+class Vgg16Extra(nn.Module):
+    """float[N, 3, H, W] to the features that ``taps`` name, in a dict, deep ones of stride 8.
+
+    A ``Vgg16`` whose fourth pooling keeps the size and that has no fifth, then three 3x3
+    convolutions, each with an activation: the taps ``extra1`` to ``extra3``, of ``channels``
+    channels (8 times ``width``), beside those of the trunk. ``activation(channels)`` makes all 16
+    activations, ReLU by default. The extra weights are normal with ``deviation``, or as the trunk's
+    are (He et al., fan out) if it is None; biases are zero.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str] = ("extra3",),
+        *,
+        width: int = 64,
+        activation: Callable[[int], nn.Module] | None = None,
+        deviation: float | None = 0.01,
+    ) -> None:
+        super().__init__()
+        self.taps = tuple(taps)
+        self.channels = _DEPTHS[-1] * width
+        of_trunk = [tap for tap in self.taps if not tap.startswith("extra")]
+        trunk_taps = dict.fromkeys((*of_trunk, "conv5_3"))
+        self.trunk = Vgg16([*trunk_taps], width=width, pool4="keep", activation=activation)
+        self.extra = nn.Sequential()
+        for _ in range(3):
+            conv = nn.Conv2d(self.channels, self.channels, 3, padding=1)
+            _draw(conv, deviation)
+            self.extra.append(conv)
+            self.extra.append(activation(self.channels) if activation else nn.ReLU(inplace=True))
+        unknown = set(self.taps) - {*of_trunk, "extra1", "extra2", "extra3"}
+        if unknown:
+            raise ValueError(f"no layers of a VGG-16 with three more: {sorted(unknown)}")
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        found = self.trunk(image)
+        x = found["conv5_3"]
+        for n in range(3):
+            x = self.extra[2 * n + 1](self.extra[2 * n](x))
+            found[f"extra{n + 1}"] = x
+        return {tap: found[tap] for tap in self.taps}
+
+    def load_initial(self, state: Mapping[str, Tensor], source: str) -> None:
+        """An ImageNet VGG-16 for the trunk, as ``Vgg16.load_initial``."""
+        self.trunk.load_initial(state, source)
+
+
+def rate_groups(
+    network: nn.Module,
+    trunk: Vgg16,
+    learning_rate: float,
+    *,
+    new_factor: float = 10.0,
+    bias_factor: float = 2.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups of OAA and those who build on it, for an optimiser.
+
+    In this order: weights of the trunk's convolutions, their biases, all other weights of
+    ``network`` (those of activation modules in the trunk too), and all other biases. The other ones
+    learn ``new_factor`` times as fast, biases ``bias_factor`` times as fast as weights.
+    """
+    convolutions = (m for m in trunk.features if isinstance(m, nn.Conv2d))
+    pretrained = {id(p) for conv in convolutions for p in conv.parameters()}
+    groups: list[list[nn.Parameter]] = [[], [], [], []]
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            is_new = id(parameter) not in pretrained
+            groups[2 * is_new + name.endswith("bias")].append(parameter)
+    rates = (1.0, bias_factor, new_factor, new_factor * bias_factor)
+    return [
+        {"params": parameters, "lr": learning_rate * rate}
+        for parameters, rate in zip(groups, rates, strict=True)
+    ]
+
+
 def timm_imagenet() -> dict[str, Tensor]:
     """torchvision's ImageNet weights, by timm from the Hub cache. Raises HubError without them."""
     return dict(timm_model("vgg16.tv_in1k").state_dict())
@@ -137,7 +219,10 @@ def _pooling(kind: Pooling, round_up: bool) -> nn.Module:
     return nn.MaxPool2d(3, 1 if kind == "keep" else 2, 1, ceil_mode=round_up)
 
 
-def _draw(conv: nn.Conv2d) -> None:
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+def _draw(conv: nn.Conv2d, deviation: float | None = None) -> None:
+    if deviation is None:
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        nn.init.normal_(conv.weight, std=deviation)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)

@@ -8,7 +8,15 @@ from references import checkpoint
 from torch import Tensor, nn
 from torchvision.models import vgg
 
-from stages.backbones.vgg import Pooling, Vgg16, for_caffe_input
+from stages.backbones.state import load_strictly
+from stages.backbones.vgg import (
+    EXTRA_NAMES,
+    Pooling,
+    Vgg16,
+    Vgg16Extra,
+    for_caffe_input,
+    rate_groups,
+)
 from stages.ops.images import MEAN_RGB, STD_RGB, caffe_bgr, imagenet_rgb
 from wsssbed_hub.utils.errors import HubError
 
@@ -94,16 +102,72 @@ def test_dropout_follows_the_first_four_poolings_in_training_alone() -> None:
 
 
 @pytest.mark.numerical
-def test_oaa_s_trunk() -> None:
-    """Case cam-oaa: the network is not here yet, its trunk is."""
+def test_oaa_s_trunk_and_its_three_more_convolutions() -> None:
+    """Case cam-oaa, whose class layer is the test's."""
     inputs, outputs = conformance.load("cam-oaa")
     state = checkpoint("cam-oaa")
-    backbone = Vgg16(("conv5_3",), pool4="keep")
-    trunk = {key: value for key, value in state.items() if key.startswith("features.")}
-    backbone.load_initial(trunk, "OAA's")
+    weight, bias = (state.pop(f"extra_convs.6.{part}") for part in ("weight", "bias"))
+    backbone = Vgg16Extra(("conv5_3", "extra3"))
+    load_strictly(backbone, state, "OAA's", EXTRA_NAMES)
     with torch.inference_mode():
-        x = backbone(torch.from_numpy(inputs["x"]))["conv5_3"]
-    assert_close_in_norm(x[:1], outputs["feature"], 1e-4)
+        found = backbone(torch.from_numpy(inputs["x"]))
+        maps = nn.functional.conv2d(found["extra3"], weight, bias)
+    assert [*found] == ["conv5_3", "extra3"]
+    assert_close_in_norm(found["conv5_3"][:1], outputs["feature"], 1e-4)
+    assert_close_in_norm(maps, outputs["cam"], 1e-4)
+
+
+def test_the_more_convolutions_may_have_other_activations_and_taps() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.scale = nn.Linear(channels, channels, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -(x.relu() * self.scale.weight.diag()[:, None, None].abs())
+
+    taps = ("conv1_1", "pool4", "conv5_3", "extra1", "extra3")
+    backbone = Vgg16Extra(taps, width=2, activation=Scaled)
+    found = backbone(image(32, 48))
+    shapes = [(1, 2, 32, 48), *[(1, 16, 4, 6)] * 4]
+    assert [tuple(found[tap].shape) for tap in taps] == shapes
+    assert all((tap <= 0).all() for tap in found.values())
+    assert backbone.channels == 16
+    weight_group, bias_group, new_weights, new_biases = (
+        group["params"] for group in rate_groups(backbone, backbone.trunk, 1.0)
+    )
+    assert [len(weight_group), len(bias_group)] == [13, 13]
+    assert [len(new_weights), len(new_biases)] == [16 + 3, 3]
+    assert {tuple(p.shape) for p in new_weights} >= {(2, 2), (16, 16), (16, 16, 3, 3)}
+    with pytest.raises(ValueError, match="extra4"):
+        Vgg16Extra(("extra4",), width=2)
+
+
+def test_the_rates_of_its_four_groups_and_what_does_not_train() -> None:
+    backbone = Vgg16Extra(width=2)
+    backbone.trunk.features[0].requires_grad_(False)
+    groups = rate_groups(backbone, backbone.trunk, 0.5, new_factor=4, bias_factor=3)
+    assert [group["lr"] for group in groups] == [0.5, 1.5, 2.0, 6.0]
+    assert [len(group["params"]) for group in groups] == [12, 12, 3, 3]
+
+
+@pytest.mark.parametrize(("deviation", "want"), [(0.01, 0.01), (None, (2 / (9 * 128)) ** 0.5)])
+def test_the_random_weights_of_the_more_convolutions(deviation: float | None, want: float) -> None:
+    torch.manual_seed(0)
+    backbone = Vgg16Extra(width=16, deviation=deviation)
+    convolutions = [layer for layer in backbone.extra if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 3
+    for conv in convolutions:
+        assert conv.weight.std().item() == pytest.approx(want, rel=0.02)
+        assert not conv.bias.any()
+
+
+def test_initial_weights_are_for_the_trunk() -> None:
+    backbone, other = Vgg16Extra(width=2), Vgg16(("conv5_3",), width=2)
+    extra = backbone.extra[0].weight.clone()
+    backbone.load_initial(other.state_dict(), "it")
+    assert torch.equal(backbone.trunk.features[28].weight, other.features[28].weight)
+    assert torch.equal(backbone.extra[0].weight, extra)
 
 
 @pytest.mark.numerical
