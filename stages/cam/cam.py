@@ -28,8 +28,8 @@ from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
 from stages.backbones.state import load_strictly
 from stages.backbones.untrained import calibrate_batchnorm
 from stages.cam import CamData, CamMethod
-from stages.ops.augment import colour_jitter, random_crop, resize_long_side
-from stages.ops.images import imagenet_rgb, multi_scale_maps
+from stages.cam._views import Views
+from stages.ops.images import multi_scale_maps
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.method import Batch, Image, Initial, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
@@ -112,31 +112,6 @@ class Classifier(nn.Module):
 def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
     """Sigmoid cross entropy, mean over classes and images; ``label`` is multi-hot float[N, C]."""
     return F.binary_cross_entropy_with_logits(logits.float(), label)
-
-
-class Views:
-    """Random views of the images, with their image-level labels."""
-
-    def __init__(self, data: CamData, recipe: Recipe) -> None:
-        self.data = data
-        self.recipe = recipe
-
-    def __len__(self) -> int:
-        return len(self.data.image_ids)
-
-    def sample(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """``image`` float32[3, crop, crop] as the network takes it, ``label`` float32[C]."""
-        recipe = self.recipe
-        image_id = self.data.image_ids[index]
-        shortest, longest = recipe.long_side
-        rgb = self.data.read_image(image_id)
-        rgb = resize_long_side(rgb, int(rng.integers(shortest, longest + 1)))
-        if rng.random() < recipe.flip:
-            rgb = rgb[:, ::-1]
-        rgb = colour_jitter(rgb, rng, *recipe.jitter)
-        label = np.zeros(self.data.num_classes, np.float32)
-        label[list(self.data.image_labels(image_id))] = 1
-        return {"image": random_crop(imagenet_rgb(rgb), recipe.crop, rng), "label": label}
 
 
 class Method(CamMethod):
