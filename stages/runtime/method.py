@@ -183,6 +183,8 @@ class Method(ABC):
     recipes: ClassVar[Mapping[str, Any]]
     """By the name that ``--recipe`` takes; frozen dataclasses of one class.
 
+    ``published`` and ``shapes``. Where the authors published one for VOC and one for COCO these
+    are ``published-voc`` and ``published-coco``, and ``--recipe published`` follows the target.
     A field ``initial`` of ``"none"`` says that the recipe starts from random weights, ``"timm"``
     from those of ``timm_weights``; with any other value the person names them with ``--init``.
     With several in ``initial`` the fields are ``initial_<name>``.

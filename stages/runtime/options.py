@@ -18,6 +18,8 @@ from wsssbed_hub.utils.errors import UsageError, did_you_mean
 from wsssbed_hub.utils.options import refuse
 
 WHERE = "KEY[@VERSION], or a folder or zip of maps"
+PUBLISHED = "published"
+_PUBLISHED_FOR = {"voc12": "published-voc", "coco14": "published-coco"}
 _OF_TRAINING = {"seed", "seeds", "steps", "epochs", "batch_size", "precision", "checkpoint_every"}
 
 OptionsType = TypeVar("OptionsType", bound="OutputOptions")
@@ -109,8 +111,12 @@ class TrainOptions(OutputOptions):
         ),
     ] = False
     recipe: Annotated[
-        str, typer.Option(help="published, or shapes: a small network for that target.")
-    ] = "published"
+        str,
+        typer.Option(
+            help="published (where the authors published several, that of the target), or shapes: "
+            "a small network for that target."
+        ),
+    ] = PUBLISHED
     set: Annotated[
         list[str] | None,
         typer.Option(help="Any field of the recipe (see below); repeatable.", metavar="NAME=VALUE"),
@@ -189,6 +195,21 @@ def command(
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, help=title, epilog=epilog)(invoke)
     return app
+
+
+def follow_target(recipes: Mapping[str, Any], name: str, target: str) -> tuple[str, str]:
+    """The recipe that ``name`` stands for, and a sentence on why; "" where it is ``name`` itself.
+
+    A method with a published recipe for each of VOC and COCO holds both by name, and "published"
+    is that of the target; for one that the authors did not train on it is VOC's.
+    """
+    if name != PUBLISHED or PUBLISHED in recipes:
+        return name, ""
+    chosen = _PUBLISHED_FOR.get(target)
+    if chosen is not None and chosen in recipes:
+        return chosen, f"The published recipe is {chosen}, that of the target."
+    chosen = _PUBLISHED_FOR["voc12"]
+    return chosen, f"No recipe was published for {target}: {chosen} is used."
 
 
 def choose_recipe(

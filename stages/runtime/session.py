@@ -16,7 +16,7 @@ from stages.runtime import distributed
 from stages.runtime.checkpoint import read_tensors
 from stages.runtime.device import check_precision, choose_device
 from stages.runtime.method import Initial, Method
-from stages.runtime.options import TrainOptions, choose_recipe
+from stages.runtime.options import TrainOptions, choose_recipe, follow_target
 from stages.runtime.progress import say
 from stages.runtime.provenance import environment
 from stages.runtime.trainer import TrainConfig
@@ -95,9 +95,10 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
     Raises UsageError for options that contradict each other or that this machine cannot serve,
     HubError for weights that are not there.
     """
+    recipe_name, why = follow_target(method.recipes, options.recipe, options.target)
     recipe, changes = choose_recipe(
         method.recipes,
-        options.recipe,
+        recipe_name,
         assignments=options.set or (),
         steps=options.steps,
         epochs=options.epochs,
@@ -109,7 +110,7 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
     if options.weights is not None:
         if given.keys() - initial.keys():
             raise UsageError("With --weights nothing is trained; leave --init out.")
-        settings = _settings_of_weights(options.recipe, options.weights, changes)
+        settings = _settings_of_weights(recipe_name, options.weights, changes)
         if started_from:
             settings["helpers"] = started_from
     else:
@@ -117,7 +118,7 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
         recorded = {name: value for name, value in asdict(recipe).items() if name not in known}
         one = next(iter(started_from.values())) if len(started_from) == 1 else None
         settings = {
-            "recipe": {"name": options.recipe} | recorded,
+            "recipe": {"name": recipe_name} | recorded,
             "initial": one or started_from,
             "precision": options.precision,
         }
@@ -127,6 +128,8 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
     distributed.start(device)
     several = f", {distributed.size()} processes" if distributed.size() > 1 else ""
     say(f"{stage} on {device} ({words}{several})")
+    if why:
+        say(why)
     environs = environment(device, options.precision, options.deterministic)
     return Session(stage, options, device, environs, recipe, initial, settings)
 

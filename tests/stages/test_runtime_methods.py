@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from toy_methods import Net, Toy, ToyCamWithSaliency, ToySod, tensor
+from toy_methods import Net, Recipe, Toy, ToyCam, ToyCamWithSaliency, ToySod, tensor
 
 from stages import cam, seg, sod
 from stages.cam import CamData
@@ -77,6 +77,27 @@ def test_maps_are_made_of_an_image_with_its_id_and_classes_and_of_the_data(
             found.activations[0, 1:],  # type: ignore[union-attr]
             np.asarray(saliency.read(image_id))[1:],
         )
+
+
+class ToyOfTwoTargets(ToyCam):
+    """A toy whose authors trained it on VOC and on COCO."""
+
+    recipes: ClassVar = {
+        "published-voc": Recipe(initial="none", steps=2),
+        "published-coco": Recipe(initial="none", steps=3),
+    }
+
+
+def test_the_recipe_that_was_published_for_the_target_is_used_and_on_record(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = {**COMMON, "data_root": shapes, "out": tmp_path, "recipe": "published"}
+    cam.run("cam-toy", ToyOfTwoTargets, cam.Options(**options))  # type: ignore[arg-type]
+    assert "No recipe was published for shapes: published-voc is used." in capsys.readouterr().err
+    provenance = read_manifest(tmp_path / "cam/toy").entry("1.0.0", "shapes").provenance
+    assert provenance is not None
+    recorded = provenance.recipe["recipe"]
+    assert (recorded["name"], recorded["steps"]) == ("published-voc", 2)
 
 
 class Helped(HasFrozen):

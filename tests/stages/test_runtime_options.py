@@ -13,7 +13,7 @@ import torch
 from stages.runtime.catalogue import ROOT, all_stages, find_stage
 from stages.runtime.device import choose_device
 from stages.runtime.errors import Interruption, guarded
-from stages.runtime.options import choose_recipe
+from stages.runtime.options import choose_recipe, follow_target
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 
@@ -63,6 +63,28 @@ def test_wrong_assignments_are_refused_with_what_is_wrong(text: str, message: st
 def test_unknown_recipes_are_refused_with_near_ones() -> None:
     with pytest.raises(UsageError, match=r"'shape'.*Did you mean 'shapes'"):
         choose_recipe(RECIPES, "shape")
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "expected", "said"),
+    [
+        ("published", "voc12", "published-voc", "that of the target"),
+        ("published", "coco14", "published-coco", "that of the target"),
+        ("published", "mine", "published-voc", "No recipe was published for mine"),
+        ("published-voc", "coco14", "published-voc", ""),
+        ("shapes", "coco14", "shapes", ""),
+    ],
+)
+def test_published_follows_the_target(name: str, target: str, expected: str, said: str) -> None:
+    both = {"published-voc": Recipe(), "published-coco": Recipe(), "shapes": Recipe()}
+    found, why = follow_target(both, name, target)
+    assert found == expected
+    assert said in why
+    assert bool(said) == bool(why)
+
+
+def test_a_single_published_recipe_serves_every_target() -> None:
+    assert follow_target(RECIPES, "published", "coco14") == ("published", "")
 
 
 def test_length_and_batch_have_options_of_their_own() -> None:
