@@ -43,6 +43,15 @@ def resize_nearest(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.NEAREST))
 
 
+def resize_maps_bicubic(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8[K, h, w] to uint8[K, height, width] as OpenCV's INTER_CUBIC does it, without
+    antialiasing and with values that overshoot cut off; OpenCV's weights have 11 bits, so that some
+    of its numbers are another by one level."""
+    planes = torch.from_numpy(maps).float()[None]
+    found = resize(planes, (height, width), mode="bicubic")[0]
+    return found.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
 def to_uint8(maps: Tensor) -> np.ndarray:
     """0..1 to 0..255, rounded to nearest (halves to even), as OpenCV writes a float image."""
     levels = np.rint(maps.float().cpu().numpy() * np.float32(255))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import conformance
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from stages.ops.images import (
     caffe_bgr,
     imagenet_rgb,
     resize_bicubic,
+    resize_maps_bicubic,
     resize_nearest,
     to_uint8,
 )
@@ -60,3 +62,22 @@ def test_nearest_takes_the_pixel_under_the_new_one_s_centre(height: int, width: 
                      for new, old in ((height, 14), (width, 11)))  # fmt: skip
     expected = plane[rows[:, None], columns]
     np.testing.assert_array_equal(resize_nearest(plane, height, width), expected)
+
+
+def test_maps_are_enlarged_as_opencv_enlarges_them() -> None:
+    """The last step of case cam-mcis-inference, which OpenCV did."""
+    _, outputs = conformance.load("cam-mcis-inference")
+    found = resize_maps_bicubic(outputs["grid_maps"], *outputs["maps"].shape[1:])
+    assert found.dtype == np.uint8
+    difference = np.abs(found.astype(int) - outputs["maps"])
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.98
+
+
+def test_enlarged_maps_do_not_wrap_around_where_they_overshoot() -> None:
+    edge = np.zeros((1, 4, 8), np.uint8)
+    edge[..., 4:] = 255
+    found = resize_maps_bicubic(edge, 4, 80)[0, 0]
+    assert (np.diff(found.astype(int)) >= 0).all()
+    assert (found[:30] == 0).all()
+    assert (found[50:] == 255).all()
