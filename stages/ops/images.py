@@ -17,8 +17,15 @@ STD_RGB = (0.229, 0.224, 0.225)
 
 def imagenet_rgb(rgb: np.ndarray) -> np.ndarray:
     """uint8[H, W, 3] RGB to float32[3, H, W]: (value/255 - mean) / deviation of ImageNet."""
+    return normalised_rgb(rgb, MEAN_RGB, STD_RGB)
+
+
+def normalised_rgb(
+    rgb: np.ndarray, mean: Sequence[float], deviation: Sequence[float]
+) -> np.ndarray:
+    """uint8[H, W, 3] RGB to float32[3, H, W]: (value/255 - mean) / deviation."""
     scaled: np.ndarray = rgb.astype(np.float32) / np.float32(255)
-    scaled = (scaled - np.array(MEAN_RGB, np.float32)) / np.array(STD_RGB, np.float32)
+    scaled = (scaled - np.array(mean, np.float32)) / np.array(deviation, np.float32)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
@@ -58,13 +65,19 @@ def to_uint8(maps: Tensor) -> np.ndarray:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def scaled_input(rgb: np.ndarray, scale: float) -> Tensor:
+def scaled_input(
+    rgb: np.ndarray,
+    scale: float,
+    mean: Sequence[float] = MEAN_RGB,
+    deviation: Sequence[float] = STD_RGB,
+) -> Tensor:
     """uint8[H, W, 3] RGB to float32[2, 3, h, w]: the resized image and its mirror image.
 
     Each side is ``round(side * scale)`` by Python's rounding (halves to even), at least 1.
     """
     height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
-    image = torch.from_numpy(imagenet_rgb(resize_bicubic(rgb, height, width)))
+    resized = resize_bicubic(rgb, height, width)
+    image = torch.from_numpy(normalised_rgb(resized, mean, deviation))
     return torch.stack((image, image.flip(2)))
 
 

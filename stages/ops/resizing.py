@@ -11,11 +11,13 @@ matrix for the rows and one for the columns. Values come from torch's own kernel
 are deterministic. Gradients are the two products R^T g C, and gradients of gradients are torch's
 kernel again, so there are derivatives of every order. Values and gradients have the type of the
 input, whatever autocast says; inside, as in torch's kernels, float64 stays and all else
-is float32, in full also where TF32 is allowed.
+is float32, in full also where TF32 is allowed. RoIAlign is such products in both directions, a
+pair of matrices for each box.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -79,6 +81,25 @@ def adaptive_max_pool2d(x: Tensor, size: Size) -> Tensor:
     """
     _, places = F.adaptive_max_pool2d(x.detach(), _pair(size), return_indices=True)
     return x.flatten(2).gather(2, places.flatten(2)).view_as(places)
+
+
+def roi_align(x: Tensor, boxes: Sequence[Sequence[float]], size: Size, scale: float) -> Tensor:
+    """Boxes of float[N, C, H, W], resampled to float[K, C, height, width]: torchvision's
+    ``roi_align`` with its default arguments (``aligned=False``, as many samples as cells demand).
+
+    Each of ``boxes`` is the number of its map in ``x`` and x1, y1, x2, y2, which times ``scale``
+    are coordinates in the map. With ``aligned=False`` the value at coordinate 0 is that of the
+    first cell's centre, so that boxes on whole cells are read half a cell to the right and below.
+    A box is at least one cell wide and high, and 0 where it lies beyond the map.
+    """
+    height, width = _pair(size)
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows, columns = (
+        torch.stack([_samples(b[axis] * scale, b[axis + 2] * scale, new, old) for b in boxes])
+        for axis, new, old in ((2, height, x.shape[2]), (1, width, x.shape[3]))
+    )
+    numbers = [int(box[0]) for box in boxes]
+    return _OfBoxes.apply(x, rows.to(x.device, exact), columns.to(x.device, exact), numbers)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int = -100) -> Tensor:
@@ -191,6 +212,64 @@ def _products(g: Tensor, kernel: _Kernel, size: torch.Size) -> Tensor:
     step = max(1, _BLOCK * len(g) // max(1, g.numel()))
     parts = [operation(part.to(exact)).to(g.dtype) for part in g.split(step)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)
+
+
+class _OfBoxes(Function):
+    """R x[n] C^T of each box, which lies in the map number n."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, numbers: list[int]) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        ctx.numbers, ctx.maps = numbers, len(x)
+        with torch.autocast(x.device.type, enabled=False), tf32(False):
+            parts = [
+                row @ x[n].to(row.dtype) @ column.T
+                for n, row, column in zip(numbers, rows, columns, strict=True)
+            ]
+            return torch.stack(parts).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        rows, columns = ctx.saved_tensors
+        return _ToMaps.apply(gradient, rows, columns, ctx.numbers, ctx.maps), None, None, None
+
+
+class _ToMaps(Function):
+    """The sum of R^T g C over the boxes of each map, in their order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, rows: Tensor, columns: Tensor, numbers: list[int], maps: int
+    ) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        ctx.numbers = numbers
+        total = rows.new_zeros(maps, g.shape[1], rows.shape[2], columns.shape[2])
+        with torch.autocast(g.device.type, enabled=False), tf32(False):
+            for k, n in enumerate(numbers):
+                total[n] += rows[k].T @ g[k].to(rows.dtype) @ columns[k]
+        return total.to(g.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        rows, columns = ctx.saved_tensors
+        return _OfBoxes.apply(gradient, rows, columns, ctx.numbers), None, None, None, None
+
+
+def _samples(start: float, end: float, cells: int, length: int) -> Tensor:
+    """float64[cells, length]: the mean of the samples in each of ``cells`` equal parts of a box's
+    side, each a mixture of its two neighbours among ``length`` values."""
+    side = max(end - start, 1.0)
+    each = math.ceil(side / cells)
+    places = start + (torch.arange(cells * each, dtype=torch.float64) + 0.5) * side / (cells * each)
+    inside = (places >= -1) & (places <= length)
+    places = places.clamp(0, length - 1)
+    low = places.floor().long()
+    share = places - low
+    matrix = torch.zeros(cells * each, length, dtype=torch.float64)
+    sample = torch.arange(len(places))
+    matrix[sample, low] = 1 - share
+    matrix[sample, (low + 1).clamp(max=length - 1)] += share
+    return (matrix * inside[:, None]).view(cells, each, length).mean(1)
 
 
 def _pair(size: Size | None) -> tuple[int, int]:

@@ -25,9 +25,18 @@ POOLING = {
     *("max_unpool2d", "MaxUnpool2d"),
 }
 PADDING = {f"{kind}Pad{d}d" for kind in ("Reflection", "Replication") for d in (1, 2, 3)}
+OWN = POOLING | {"roi_align"}  # names of ops' substitutes
 LOSSES = {"CrossEntropyLoss", "NLLLoss", "CTCLoss", "ctc_loss"}
 ADDING = {"index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce"}
-ADDING |= {"scatter_reduce_", "index_reduce", "index_reduce_", "put_", "histc", "grid_sample"}
+ADDING |= {
+    "scatter_reduce_",
+    "index_reduce",
+    "index_reduce_",
+    "put_",
+    "histc",
+    "grid_sample",
+    "roi_align",
+}
 # With warnings for errors, the mode of a stage without --deterministic, its gradient is not fixed.
 ATTENTION = {"scaled_dot_product_attention", "MultiheadAttention"}
 # On a CPU they are MKL's: near the true value by steps that each maker's processor has of its own.
@@ -46,7 +55,7 @@ def called(source: str) -> Iterator[tuple[int, str]]:
         given = {word.arg: ast.unparse(word.value) for word in node.keywords}
         own = isinstance(function, ast.Name)  # imported by name: such as ops' adaptive_avg_pool2d
         exact = own or ast.unparse(function).split(".")[0] in EXACT
-        refused = name in FORBIDDEN and not (own and name in POOLING)
+        refused = name in FORBIDDEN and not (own and name in OWN)
         if refused or (name in APPROXIMATE and not exact):
             yield node.lineno, name
         elif name in ("cross_entropy", "nll_loss") and not own:
@@ -77,6 +86,8 @@ def test_stages_call_only_what_is_deterministic_and_fast(path: Path) -> None:
         ("nn.AdaptiveAvgPool2d(1)", ["AdaptiveAvgPool2d"]),
         ("torch.nn.functional.adaptive_max_pool2d(x, 1)", ["adaptive_max_pool2d"]),
         ("adaptive_max_pool2d(x, 1)", []),
+        ("torchvision.ops.roi_align(x, b, 3)", ["roi_align"]),
+        ("roi_align(x, b, 3, 1)", []),
         ("x.index_add_(0, i, y)", ["index_add_"]),
         ("torch.sqrt(x) + (x + 1).sqrt()", ["sqrt", "sqrt"]),
         ("math.sqrt(2) * np.sqrt(x) * x.rsqrt()", []),

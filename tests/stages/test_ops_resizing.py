@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from closeness import FLOAT64, assert_close_in_norm
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -32,6 +33,14 @@ SIZES = [
 RESIZINGS = [("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)]
 # Sums of a few numbers in another order; bfloat16 has 8 bits.
 ROUNDING = {torch.float64: FLOAT64, torch.float32: 1e-5, torch.bfloat16: 2**-7}
+
+BOXES = [
+    (0, 0, 0, 6, 8),
+    (0, 2, 3, 7, 11),  # beyond the bottom
+    (0, 1.3, 0.7, 9.1, 5.2),
+    (0, 3, 3, 3.5, 3.5),  # smaller than a cell
+    (0, -7, -5, 4, 3),  # some samples lie beyond, and count for nothing
+]
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -114,6 +123,7 @@ def test_average_pooling_is_torchs(
         lambda x: ops.adaptive_avg_pool2d(x, (3, 2)),
         lambda x: ops.adaptive_max_pool2d(x, (3, 2)),
         lambda x: ops.resize_nearest(x, (7, 3)),
+        lambda x: ops.roi_align(x, BOXES, (3, 2), 0.5),
     ],
 )
 def test_derivatives_are_those_of_finite_differences(operation: Operation) -> None:
@@ -239,6 +249,31 @@ def test_max_pooling_gives_the_gradient_of_equal_numbers_to_the_first() -> None:
     assert_same(lambda x: ops.adaptive_max_pool2d(x, 2), lambda x: F.adaptive_max_pool2d(x, 2), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [(3, 2), (1, 1), (9, 14)])
+def test_boxes_are_those_of_torchvision(size: tuple[int, int], dtype: torch.dtype) -> None:
+    boxes = [*BOXES, *((2, *box[1:]) for box in BOXES[:3])]  # and none in the second map
+    as_tensor = torch.tensor(boxes, dtype=dtype)
+    x = drawn(3, 2, 5, 6, dtype=dtype)
+    found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    mine = ops.roi_align(found, boxes, size, 0.5)
+    theirs = torchvision.ops.roi_align(expected, as_tensor, size, 0.5)
+    assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+    assert_close_in_norm(mine.detach(), theirs.detach(), ROUNDING[dtype])
+    weights = drawn(*theirs.shape, dtype=dtype, seed=1)
+    mine.backward(weights)
+    theirs.backward(weights)
+    assert_close_in_norm(found.grad, expected.grad, ROUNDING[dtype])
+    assert found.grad is not None
+    assert not found.grad[1].any()
+
+
+def test_boxes_on_whole_cells_are_read_half_a_cell_off() -> None:
+    x = torch.arange(8.0).expand(1, 1, 8, 8)
+    found = ops.roi_align(x, [(0, 16, 16, 48, 48)], 4, 1 / 8)
+    assert found[0, 0, 0].tolist() == [2.5, 3.5, 4.5, 5.5]
+
+
 def test_nearest_is_torchs() -> None:
     assert_same(
         lambda x: ops.resize_nearest(x, (3, 20)),
@@ -269,6 +304,7 @@ def test_on_a_gpu_gradients_are_deterministic_and_the_processors() -> None:
             lambda x: ops.resize_nearest(x, (75, 101)),
             lambda x: ops.adaptive_avg_pool2d(x, 5),
             lambda x: ops.adaptive_max_pool2d(x, 5),
+            lambda x: ops.roi_align(x, BOXES, (7, 9), 2.0),
         ):
             once, again = (derivatives_on(operation, x.cuda()) for _ in range(2))
             for one, other, here in zip(once, again, derivatives(operation, x), strict=True):
