@@ -20,17 +20,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
 from stages.backbones.state import load_strictly
-from stages.backbones.untrained import calibrate_batchnorm
 from stages.cam import CamData, CamMethod
+from stages.cam._resnet38 import INITIAL, classification_loss, classifier_sgd, prepare_backbone
 from stages.cam._views import Views
 from stages.ops.images import multi_scale_maps
-from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.method import Batch, Image, Initial, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
 
@@ -109,11 +107,6 @@ class Classifier(nn.Module):
         load_strictly(self, state, "The CAM checkpoint", names)
 
 
-def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Sigmoid cross entropy, mean over classes and images; ``label`` is multi-hot float[N, C]."""
-    return F.binary_cross_entropy_with_logits(logits.float(), label)
-
-
 class Method(CamMethod):
     card = manifest.MethodCitation(
         name="CAM",
@@ -122,23 +115,13 @@ class Method(CamMethod):
         licence="Apache-2.0",
     )
     recipes = RECIPES
-    initial: ClassVar[Mapping[str, Initial]] = {
-        "backbone": Initial(
-            "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",
-            "an MXNet model of https://github.com/itijyou/ademxapp; converted to PyTorch at "
-            "https://github.com/visinf/1-stage-wseg",
-        )
-    }
+    initial: ClassVar[Mapping[str, Initial]] = INITIAL
     recipe: Recipe
 
     def build(self) -> Classifier:
         recipe = self.recipe
         network = Classifier(self.num_classes, recipe.width, recipe.blocks, recipe.dropout)
-        calibrate_batchnorm(network.backbone, deviation=1.0)
-        if recipe.frozen_norm:
-            freeze_batchnorm(network)
-        if recipe.freeze_early:
-            network.backbone.freeze_early()
+        prepare_backbone(network, frozen_norm=recipe.frozen_norm, freeze_early=recipe.freeze_early)
         return network
 
     def load_initial(self, network: Classifier, state: Mapping[str, Tensor], name: str) -> None:
@@ -147,18 +130,6 @@ class Method(CamMethod):
 
     def phases(self, network: Classifier, data: CamData) -> Iterator[Phase]:
         recipe = self.recipe
-
-        def optimizer() -> torch.optim.Optimizer:
-            backbone = [p for p in network.backbone.parameters() if p.requires_grad]
-            classifier = list(network.classifier.parameters())
-            return torch.optim.SGD(
-                [
-                    {"params": backbone, "lr": recipe.learning_rate},
-                    {"params": classifier, "lr": recipe.learning_rate * recipe.classifier_factor},
-                ],
-                momentum=recipe.momentum,
-                weight_decay=recipe.weight_decay,
-            )
 
         def loss(batches: dict[str, Batch], step: int) -> dict[str, Tensor]:
             views = batches["views"]
@@ -169,7 +140,7 @@ class Method(CamMethod):
             name="classifier",
             steps=recipe.steps,
             sources={"views": Source(Views(data, recipe), recipe.batch_size, drop_last=True)},
-            optimizer=optimizer,
+            optimizer=lambda: classifier_sgd(network, recipe),
             schedule=poly(recipe.steps, recipe.power),
             loss=loss,
         )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.backbones.resnet38 import ResNet38
+
 
 def checkpoint(case: str) -> dict[str, Tensor]:
     """The checkpoint that the reference ran with, under the authors' names."""
@@ -49,3 +51,27 @@ def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in hooks:
             handle.remove()
+
+
+@contextmanager
+def resnet38_outputs(backbone: ResNet38) -> Iterator[dict[str, Tensor]]:
+    """Features and residual sums of a whole ResNet-38, the last time it is called, by the names of
+    the cases on it; there when the block is left."""
+    modules = {
+        "mean.b2_2": backbone.stage2,
+        "mean.b3_2": backbone.stage3,
+        "mean.b4_5": backbone.stage4,
+        "mean.b5_2": backbone.stage5[2],
+        "shortcut": backbone.stage6[0].shortcut,
+        "branch": backbone.stage6[0].conv3,
+        "mean.b7": backbone.stage7,
+        "features": backbone,
+    }
+    named: dict[str, Tensor] = {}
+    with outputs_of(modules) as found:
+        yield named
+    features = found.pop("features")
+    found["mean.b6"] = found.pop("shortcut") + found.pop("branch")
+    named |= {name: value.mean((2, 3)) for name, value in found.items()}
+    named |= {"conv4": features.conv4}
+    named |= {f"conv{n}_mean": getattr(features, f"conv{n}").mean((2, 3)) for n in (5, 6)}

@@ -14,7 +14,7 @@ import conformance
 import pytest
 import torch
 from closeness import FLOAT32, assert_close_in_norm
-from references import checkpoint, compared, outputs_of
+from references import checkpoint, compared, resnet38_outputs
 from torch import Tensor
 
 from stages.cam.cam import RECIPES, Classifier, Method
@@ -41,34 +41,11 @@ def network() -> Classifier:
 @pytest.fixture(scope="module")
 def run(network: Classifier) -> dict[str, Tensor]:
     """Everything of one forward pass, under the names of the case."""
-    backbone = network.backbone
-    modules = {
-        "mean.b2_2": backbone.stage2,
-        "mean.b3_2": backbone.stage3,
-        "mean.b4_5": backbone.stage4,
-        "mean.b5_2": backbone.stage5[2],
-        "shortcut": backbone.stage6[0].shortcut,
-        "branch": backbone.stage6[0].conv3,
-        "mean.b7": backbone.stage7,
-        "features": backbone,
-        "logits": network,
-    }
     batch = {name: torch.from_numpy(INPUTS[name]) for name in ("image", "label")}
-    with torch.inference_mode(), outputs_of(modules) as found:
+    with torch.inference_mode(), resnet38_outputs(network.backbone) as features:
         terms = the_phase(network).loss({"views": batch}, 0)
-        maps = network.maps(batch["image"])
-    features = found["features"]
-    found["mean.b6"] = found["shortcut"] + found["branch"]
-    means = {name: value.mean((2, 3)) for name, value in found.items() if "mean." in name}
-    return {
-        **means,
-        "conv4": features.conv4,
-        "conv5_mean": features.conv5.mean((2, 3)),
-        "conv6_mean": features.conv6.mean((2, 3)),
-        "logits": found["logits"],
-        "cam": maps,
-        "loss_cls": sum(terms.values()),
-    }
+        logits, maps = network(batch["image"]), network.maps(batch["image"])
+    return {**features, "logits": logits, "cam": maps, "loss_cls": sum(terms.values())}
 
 
 @pytest.mark.parametrize("name", compared(OUTPUTS, {}))
