@@ -82,6 +82,17 @@ class SegData:
         return label
 
 
+def read_pair(data: SegData, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8[H, W, 3] (RGB) and label uint8[H, W]. HubError if they differ in size."""
+    rgb, label = data.read_image(image_id), data.read_label(image_id)
+    if rgb.shape[:2] != label.shape:
+        raise HubError(
+            f"{data.labels.name}: the label of {image_id} has {label.shape} pixels "
+            f"(height, width), its image {rgb.shape[:2]}. Make the labels again."
+        )
+    return rgb, label
+
+
 class SegMethod(Method):
     """A segmentation network: one file in this folder with a class ``Method`` derived from this."""
 

@@ -38,10 +38,9 @@ from stages.ops.resizing import cross_entropy, resize
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.distributed import global_mean
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
-from stages.seg import SegData, SegMethod
+from stages.seg import SegData, SegMethod, read_pair
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.evaluation.pseudo_label import IGNORE
-from wsssbed_hub.utils.errors import HubError
 
 MEAN_BGR = (104.008, 116.669, 122.675)
 PIXEL_DEVIATION = 65.0  # of the network's input, roughly
@@ -202,13 +201,8 @@ class Crops:
 
         Raises HubError if image and label differ in size.
         """
-        image_id, size = self.data.image_ids[index], self.recipe.crop
-        rgb, labels = self.data.read_image(image_id), self.data.read_label(image_id)
-        if rgb.shape[:2] != labels.shape:
-            raise HubError(
-                f"{self.data.labels.name}: the label of {image_id} has {labels.shape} pixels "
-                f"(height, width), its image {rgb.shape[:2]}. Make the labels again."
-            )
+        size = self.recipe.crop
+        rgb, labels = read_pair(self.data, self.data.image_ids[index])
         image = torch.from_numpy(caffe_bgr(rgb, MEAN_BGR))[None]
         label = torch.from_numpy(labels.astype(np.int64))[None]
         scale = self.recipe.scales[rng.integers(len(self.recipe.scales))]
