@@ -98,8 +98,8 @@ def fuse(pairs: Iterable[Tensor], size: tuple[int, int], mode: Mode = "bilinear"
 
 
 def divide_by_maximum(maps: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Each class of float[K, H, W] divided by (its maximum + epsilon); the minimum stays."""
-    return maps / (maps.amax((1, 2), keepdim=True) + epsilon)
+    """Each plane of float[..., H, W] divided by (its maximum + epsilon); the minimum stays."""
+    return maps / (maps.amax((-2, -1), keepdim=True) + epsilon)
 
 
 def multi_scale_maps(
