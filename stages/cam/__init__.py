@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -53,6 +53,15 @@ class CamData:
     def image_labels(self, image_id: str) -> tuple[int, ...]:
         """The classes that are present, from 0, ascending."""
         return self.target.image_labels(image_id)
+
+    @cached_property
+    def images_by_class(self) -> Sequence[Sequence[str]]:
+        """The images of each class, in their order. Reads the labels of all images, once."""
+        found: list[list[str]] = [[] for _ in range(self.num_classes)]
+        for image_id in self.image_ids:
+            for class_id in self.image_labels(image_id):
+                found[class_id].append(image_id)
+        return found
 
     def image(self, image_id: str) -> Image:
         """The image with its classes."""

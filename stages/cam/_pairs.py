@@ -1,0 +1,30 @@
+"""Images that share a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.cam import CamData
+
+
+def multi_hot(data: CamData, image_id: str) -> np.ndarray:
+    """float32[C], 1 for the classes that are in the image."""
+    label = np.zeros(data.num_classes, np.float32)
+    label[list(data.image_labels(image_id))] = 1
+    return label
+
+
+def partner(data: CamData, image_id: str, rng: np.random.Generator) -> str:
+    """An image that has one of the classes of another one: each of these is as likely, then each
+    image that has it, itself included. An image without a class is its own partner."""
+    classes = data.image_labels(image_id)
+    if not classes:
+        return image_id
+    return drawn(data.images_by_class[classes[int(rng.integers(len(classes)))]], 1, rng)[0]
+
+
+def drawn(image_ids: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """``count`` of the images, with replacement."""
+    return [image_ids[n] for n in rng.integers(len(image_ids), size=count)]
