@@ -27,6 +27,7 @@ from stages.runtime.study import Inference, Training, train_and_write
 from stages.runtime.training import Trained
 from wsssbed_hub.artifacts.manifest import TrainedOn
 from wsssbed_hub.datasets import Target, open_target
+from wsssbed_hub.evaluation.curves import require_ids
 from wsssbed_hub.evaluation.labelling import ingredient
 from wsssbed_hub.registry.open_artifact import Activations, Maps
 from wsssbed_hub.utils.errors import UsageError
@@ -106,7 +107,7 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
     session = setup(stage, method, options)
     target = open_target(options.target, options.data_root)
     ids = images_of(target, target.training_split, options.limit)
-    saliency = _saliency(stage, method, options)
+    saliency = _saliency(stage, method, options, ids)
     lists = [list_ingredient("target-list", f"{target.name} {target.training_split}", ids)]
     settings = session.settings | {"data": target.name, "limit": options.limit}
     if options.weights is None:
@@ -146,14 +147,19 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
     )
 
 
-def _saliency(stage: str, method: type[CamMethod], options: Options) -> Maps | None:
+def _saliency(
+    stage: str, method: type[CamMethod], options: Options, ids: Sequence[str]
+) -> Maps | None:
     if not method.needs_saliency:
         if options.sal is not None:
             raise UsageError(f"{stage} is trained without saliency maps; leave --sal out.")
         return None
     if options.sal is None:
         raise UsageError(f"{stage} is trained with saliency maps. Name them with --sal: {WHERE}.")
-    return open_maps(options.sal, options.target, "sal")
+    saliency = open_maps(options.sal, options.target, "sal")
+    if options.weights is None:
+        require_ids(ids, saliency, "saliency maps")
+    return saliency
 
 
 def _activations(trained: Trained, image: Image, *, data: CamData) -> Activations:

@@ -75,3 +75,18 @@ def resnet38_outputs(backbone: ResNet38) -> Iterator[dict[str, Tensor]]:
     named |= {name: value.mean((2, 3)) for name, value in found.items()}
     named |= {"conv4": features.conv4}
     named |= {f"conv{n}_mean": getattr(features, f"conv{n}").mean((2, 3)) for n in (5, 6)}
+
+
+def resnet38_published_name(key: str) -> str:
+    """The authors' name for an entry of our ResNet-38."""
+    if key.startswith("stem."):
+        return "conv1a." + key.removeprefix("stem.")
+    if key.startswith("norm."):
+        return "bn7." + key.removeprefix("norm.")
+    stage, block, module, last = key.split(".")
+    number = stage.removeprefix("stage")
+    name = f"b{number}" if block == "0" else f"b{number}_{block}"
+    branch = {"1": "2a", "2": "2b1", "3": "2b2"}
+    if module == "shortcut":
+        return f"{name}.conv_branch1.{last}"
+    return f"{name}.{module[:-1]}_branch{branch[module[-1]]}.{last}"

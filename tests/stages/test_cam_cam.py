@@ -11,6 +11,7 @@ import conformance
 import numpy as np
 import pytest
 import torch
+from references import resnet38_published_name
 from torch import nn
 
 from stages.cam.cam import RECIPES, Classifier, Method
@@ -21,12 +22,8 @@ from wsssbed_hub.utils.errors import HubError
 def test_the_imagenet_file_fills_the_backbone_alone() -> None:
     method = Method(replace(RECIPES["published"], width=2, blocks=(2, 2, 2, 2)), Path(), 4)
     network = method.build()
-    published = {"conv1a.weight": network.backbone.stem.weight + 1}
-    published |= {
-        in_published_words(key): value + 1
-        for key, value in network.backbone.state_dict().items()
-        if not key.startswith("stem")
-    }
+    state = network.backbone.state_dict()
+    published = {resnet38_published_name(key): value + 1 for key, value in state.items()}
     published["fc1000.weight"] = torch.zeros(1000, 128)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     method.load_initial(network, published, "backbone")
@@ -36,18 +33,6 @@ def test_the_imagenet_file_fills_the_backbone_alone() -> None:
     del published["b5_1.conv_branch2a.weight"]
     with pytest.raises(HubError, match=r"missing: stage5\.1\.conv1\.weight"):
         method.load_initial(network, published, "backbone")
-
-
-def in_published_words(key: str) -> str:
-    if key.startswith("norm."):
-        return "bn7." + key.removeprefix("norm.")
-    stage, block, module, last = key.split(".")
-    number = stage.removeprefix("stage")
-    name = f"b{number}" if block == "0" else f"b{number}_{block}"
-    branch = {"1": "2a", "2": "2b1", "3": "2b2"}
-    if module == "shortcut":
-        return f"{name}.conv_branch1.{last}"
-    return f"{name}.{module[:-1]}_branch{branch[module[-1]]}.{last}"
 
 
 def test_timm_has_no_resnet_38() -> None:
