@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +224,8 @@ class MiT(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         x, maps = image, []
         for stage in self.layers:
-            embedding, blocks, norm = cast(nn.ModuleList, stage)
+            parts: Any = stage
+            embedding, blocks, norm = parts
             tokens, size = embedding(x)
             for block in blocks:
                 tokens = block(tokens, size)
