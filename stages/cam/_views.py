@@ -54,13 +54,7 @@ class Views:
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """A view of the image number ``index`` and its ``label`` float32[C]."""
         image_id = self.data.image_ids[index]
-        return {**self.view(image_id, rng), "label": self.label(image_id)}
-
-    def label(self, image_id: str) -> np.ndarray:
-        """float32[C], 1 for the classes that are present."""
-        label = np.zeros(self.data.num_classes, np.float32)
-        label[list(self.data.image_labels(image_id))] = 1
-        return label
+        return {**self.view(image_id, rng), "label": multi_hot(self.data, image_id)}
 
     def view(self, image_id: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """``image`` float32[3, crop, crop] as the network takes it; where there are saliency maps,
@@ -72,7 +66,9 @@ class Views:
         shortest, longest = recipe.long_side
         length = int(rng.integers(shortest, longest + 1))
         rgb = self.data.read_image(image_id)
-        pictures = [rgb] if self.data.saliency is None else [rgb, self._saliency(image_id, rgb)]
+        pictures = (
+            [rgb] if self.data.saliency is None else [rgb, saliency_of(self.data, image_id, rgb)]
+        )
         pictures = [resize_long_side(picture, length) for picture in pictures]
         if rng.random() < recipe.flip:
             pictures = [picture[:, ::-1] for picture in pictures]
@@ -82,12 +78,21 @@ class Views:
         view = {"image": cropped[:3]}
         return view if self.data.saliency is None else view | {"saliency": cropped[3:]}
 
-    def _saliency(self, image_id: str, rgb: np.ndarray) -> np.ndarray:
-        assert self.data.saliency is not None
-        saliency = np.asarray(self.data.saliency.read(image_id))
-        if saliency.shape != rgb.shape[:2]:
-            raise HubError(
-                f"{self.data.saliency.name}: the saliency map of {image_id} has {saliency.shape} "
-                f"pixels (height, width), its image {rgb.shape[:2]}. Use maps of these images."
-            )
-        return saliency
+
+def multi_hot(data: CamData, image_id: str) -> np.ndarray:
+    """float32[C], 1 for the classes that are present."""
+    label = np.zeros(data.num_classes, np.float32)
+    label[list(data.image_labels(image_id))] = 1
+    return label
+
+
+def saliency_of(data: CamData, image_id: str, rgb: np.ndarray) -> np.ndarray:
+    """The saliency map uint8[H, W] of an image. HubError if it has another size than ``rgb``."""
+    assert data.saliency is not None
+    saliency = np.asarray(data.saliency.read(image_id))
+    if saliency.shape != rgb.shape[:2]:
+        raise HubError(
+            f"{data.saliency.name}: the saliency map of {image_id} has {saliency.shape} "
+            f"pixels (height, width), its image {rgb.shape[:2]}. Use maps of these images."
+        )
+    return saliency
