@@ -1,27 +1,22 @@
-"""Files of tensors: checkpoints of a training, and weights, ours and those of other authors."""
+"""Checkpoints of a training, and the weights that come of it or that others published."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from stages.backbones.state import load_strictly
+from stages.runtime.weight_files import brief, read_tensors
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import disk_errors, write_whole
-
-# Where checkpoints keep their weights; a moving average is what their authors evaluate.
-_WRAPPERS = ("state_dict_ema", "state_dict", "model", "network", "params")
 
 
 @dataclass
@@ -63,9 +58,7 @@ class Checkpoint:
         try:
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError, OSError) as error:
-            raise HubError(
-                f"{path} is damaged: {_brief(error)} Begin again with --fresh."
-            ) from None
+            raise HubError(f"{path} is damaged: {brief(error)} Begin again with --fresh.") from None
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -81,33 +74,6 @@ def save_weights(network: nn.Module, path: Path) -> None:
         write_whole(path, data)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors or torch file, on the CPU.
-
-    Nothing but tensors and plain containers is ever unpickled. The weights are looked for in the
-    entries in which published checkpoints keep them. Raises HubError if the file is not there, is
-    damaged, holds other objects, or no tensors.
-    """
-    if not path.is_file():
-        raise HubError(f"{path} is not there. Name a file of weights (.safetensors, .pth, .pt).")
-    with open(path, "rb") as file:
-        begin = file.read(9)
-    try:
-        if begin[8:] == b"{" and not begin.startswith(b"PK"):
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it cannot read it says so
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise HubError(
-            f"{path} holds more than tensors, and unpickling that could run any program, so it is "
-            f"not loaded ({_brief(error)}). Save its state_dict alone, or as safetensors."
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise HubError(f"{path} is damaged or no file of weights: {_brief(error)}") from None
-    return _named_tensors(found, path)
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
     """Put a checkpoint into ``network``: one of this project's, or the authors' own.
 
@@ -119,20 +85,3 @@ def load_weights(network: nn.Module, path: Path) -> None:
         load_strictly(network, state, str(path))
     else:
         published(state)
-
-
-def _named_tensors(found: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    items = found.items() if isinstance(found, Mapping) else ()
-    tensors = {name: value for name, value in items if isinstance(value, Tensor)}
-    if not tensors or not all(isinstance(name, str) for name in tensors):
-        raise HubError(f"{path} holds no named tensors: it is not a checkpoint of a network.")
-    return tensors
-
-
-def _brief(error: BaseException) -> str:
-    """The first sentence of what a library says, in one line."""
-    text = " ".join(str(error).split()).split(". ")[0][:200].rstrip(".")
-    return f"{text}."

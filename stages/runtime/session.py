@@ -13,13 +13,13 @@ from torch import Tensor
 
 from stages.ops.determinism import compute_exactly
 from stages.runtime import distributed
-from stages.runtime.checkpoint import read_tensors
 from stages.runtime.device import check_precision, choose_device
 from stages.runtime.method import Initial, Method
 from stages.runtime.options import TrainOptions, choose_recipe, follow_target
 from stages.runtime.progress import say
 from stages.runtime.provenance import environment
 from stages.runtime.trainer import TrainConfig
+from stages.runtime.weight_files import read_tensors
 from wsssbed_hub.artifacts.digests import file_digest
 from wsssbed_hub.artifacts.manifest import Environment
 from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean

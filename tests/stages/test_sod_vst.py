@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stages.backbones.t2t_vit import T2TViT
 from stages.ops.images import MEAN_RGB, STD_RGB
-from stages.runtime.checkpoint import read_tensors
 from stages.runtime.method import Image
+from stages.runtime.weight_files import read_tensors
 from stages.sod.vst import RECIPES, STRIDES, TASKS, Crops, Method, contours, level_losses
 from wsssbed_hub.utils.errors import HubError, UsageError
 
