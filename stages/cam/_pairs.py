@@ -16,13 +16,21 @@ def multi_hot(data: CamData, image_id: str) -> np.ndarray:
     return label
 
 
-def partner(data: CamData, image_id: str, rng: np.random.Generator) -> str:
+def partner(data: CamData, image_id: str, rng: np.random.Generator, *, itself: bool = True) -> str:
     """An image that has one of the classes of another one: each of these is as likely, then each
-    image that has it, itself included. An image without a class is its own partner."""
+    image that has it.
+
+    Unless ``itself`` is allowed it is another image, if there is one with that class. An image
+    without a class is its own partner.
+    """
     classes = data.image_labels(image_id)
     if not classes:
         return image_id
-    return drawn(data.images_by_class[classes[int(rng.integers(len(classes)))]], 1, rng)[0]
+    others = data.images_by_class[classes[int(rng.integers(len(classes)))]]
+    if itself or len(others) == 1:
+        return drawn(others, 1, rng)[0]
+    place = int(rng.integers(len(others) - 1))
+    return others[place + (place >= others.index(image_id))]
 
 
 def drawn(image_ids: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -98,8 +98,12 @@ def fuse(pairs: Iterable[Tensor], size: tuple[int, int], mode: Mode = "bilinear"
 
 
 def divide_by_maximum(maps: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Each plane of float[..., H, W] divided by (its maximum + epsilon); the minimum stays."""
-    return maps / (maps.amax((-2, -1), keepdim=True) + epsilon)
+    """Each plane of float[..., H, W] divided by (its maximum + epsilon); the minimum stays.
+
+    With an epsilon of 0 a plane of zeros stays zero.
+    """
+    maximum = maps.amax((-2, -1), keepdim=True) + epsilon
+    return maps / (maximum if epsilon else maximum.masked_fill(maximum == 0, 1))
 
 
 def multi_scale_maps(
@@ -107,14 +111,15 @@ def multi_scale_maps(
     rgb: np.ndarray,
     class_ids: Sequence[int] | np.ndarray,
     scales: Sequence[float],
+    epsilon: float = 1e-5,
 ) -> np.ndarray:
     """Activation maps uint8[K, H, W] of the classes ``class_ids`` of one image.
 
     ``predict`` takes float32[2, 3, h, w] and returns non-negative maps float[2, C, h', w']. Classes
-    that are not asked for are dropped before anything is resized. A class without any response
-    gives zeros.
+    that are not asked for are dropped before anything is resized. Each sum is divided by its
+    maximum + ``epsilon``; a class without any response gives zeros.
     """
     chosen = torch.as_tensor(np.asarray(class_ids, np.int64))
     maps = (predict(scaled_input(rgb, scale)) for scale in scales)
     total = fuse((pair[:, chosen.to(pair.device)] for pair in maps), rgb.shape[:2])
-    return to_uint8(divide_by_maximum(total))
+    return to_uint8(divide_by_maximum(total, epsilon))
