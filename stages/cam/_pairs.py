@@ -9,13 +9,6 @@ import numpy as np
 from stages.cam import CamData
 
 
-def multi_hot(data: CamData, image_id: str) -> np.ndarray:
-    """float32[C], 1 for the classes that are in the image."""
-    label = np.zeros(data.num_classes, np.float32)
-    label[list(data.image_labels(image_id))] = 1
-    return label
-
-
 def partner(data: CamData, image_id: str, rng: np.random.Generator, *, itself: bool = True) -> str:
     """An image that has one of the classes of another one: each of these is as likely, then each
     image that has it.

@@ -44,7 +44,7 @@ from stages.cam import CamData, CamMethod
 from stages.cam._edam_attention import Block, Embedding
 from stages.cam._pairs import partner
 from stages.cam._resnet38 import INITIAL, classification_loss, prepare_backbone
-from stages.cam._views import Views
+from stages.cam._views import Views, multi_hot
 from stages.ops.images import multi_scale_maps
 from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from wsssbed_hub.artifacts import manifest
@@ -239,7 +239,7 @@ class Pairs:
         pair = first, partner(self.data, first, rng, itself=self.recipe.partners == "all")
         return {
             "images": np.stack([self.views.view(image_id, rng)["image"] for image_id in pair]),
-            "label": np.stack([self.views.label(image_id) for image_id in pair]),
+            "label": np.stack([multi_hot(self.data, image_id) for image_id in pair]),
         }
 
 

@@ -46,7 +46,8 @@ from torch.nn import functional as F
 from stages.backbones.state import Rules, load_strictly
 from stages.backbones.vgg import EXTRA_NAMES, Vgg16Extra, rate_groups, timm_imagenet
 from stages.cam import CamData, CamMethod
-from stages.cam._pairs import drawn, multi_hot, partner
+from stages.cam._pairs import drawn, partner
+from stages.cam._views import multi_hot
 from stages.ops.augment import colour_jitter
 from stages.ops.determinism import generator
 from stages.ops.images import imagenet_rgb, resize_bilinear, resize_maps_bicubic
