@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.ops.images import imagenet_rgb
 from stages.ops.opencv import distorted, resize_bilinear, resize_nearest, size_times, size_within
 from stages.ops.resizing import cross_entropy, resize
+from stages.runtime import distributed
 from stages.runtime.distributed import global_mean
 from stages.seg import SegData, read_pair
 from wsssbed_hub.evaluation.pseudo_label import IGNORE
@@ -162,6 +163,15 @@ def weighted_losses(
     """The recipe's loss of each head, times its weight (1 where there is none)."""
     mean = mean_over_labelled_pixels if recipe.avg_non_ignore else mean_over_all_pixels
     return {name: weights.get(name, 1.0) * mean(one, label) for name, one in logits.items()}
+
+
+def require_several(recipe: MMSegRecipe, name: str) -> None:
+    """UsageError where batch norm would see one number: of one image, pooled to one place."""
+    if recipe.batch_size // recipe.accumulate < 2 and distributed.size() == 1:
+        raise UsageError(
+            f"--batch-size {recipe.batch_size}: {name} pools whole images and normalises the "
+            "result over the batch, which takes at least two images in a pass."
+        )
 
 
 def predict(network: Network, rgb: np.ndarray, recipe: MMSegRecipe, device: Any) -> Tensor:

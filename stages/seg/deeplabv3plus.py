@@ -36,7 +36,7 @@ from stages.runtime.method import Batch, Image, Initial, Phase, Source
 from stages.seg import SegData, SegMethod
 from stages.seg._layers import Classifier, ConvNormReLU, FCNHead, SeparableConv, probed_device
 from stages.seg._mmengine import poly
-from stages.seg._mmseg import Crops, MMSegRecipe, predict, weighted_losses
+from stages.seg._mmseg import Crops, MMSegRecipe, predict, require_several, weighted_losses
 from wsssbed_hub.artifacts import manifest
 
 
@@ -176,6 +176,7 @@ class Method(SegMethod):
 
     def phases(self, network: DeepLabV3Plus, data: SegData) -> Iterator[Phase]:
         recipe = self.recipe
+        require_several(recipe, self.card.name)
         floor = recipe.least_rate / recipe.learning_rate
 
         def optimizer() -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from stages.runtime.method import Image
 from stages.seg import Options, run
 from stages.seg.deeplabv3plus import RECIPES, DeepLabV3Plus, Method
 from wsssbed_hub.artifacts.key_folder import read_manifest
-from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 SMALL = replace(RECIPES["shapes"], width=8, channels=16, skip_channels=8, auxiliary_channels=8)
 RGB = np.random.default_rng(0).integers(0, 256, (45, 70, 3)).astype(np.uint8)
@@ -84,6 +85,12 @@ def test_a_checkpoint_of_another_number_of_classes_is_refused(network: DeepLabV3
     state = Method(SMALL, Path(), 5).build().state_dict()
     with pytest.raises(HubError, match=r"of another shape: decode_head\.conv_seg\.weight \(6, "):
         network.load_published(state)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 1}, {"batch_size": 3, "accumulate": 2}])
+def test_batch_norm_of_one_number_is_refused(network: DeepLabV3Plus, sizes: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"--batch-size {sizes['batch_size']}: .*two images"):
+        list(method(**sizes).phases(network, SimpleNamespace(image_ids=["one"])))  # type: ignore[arg-type]
 
 
 def test_it_states_its_miou(shapes: Path, tmp_path: Path) -> None:
