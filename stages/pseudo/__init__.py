@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from wsssbed_hub.evaluation.labelling import (
     label_artifact,
     label_settings,
 )
+from wsssbed_hub.evaluation.method_rules import EDAM_BETA, useless_settings
 from wsssbed_hub.evaluation.thresholds import choose_threshold
 from wsssbed_hub.registry.open_artifact import Maps
 
@@ -49,13 +50,14 @@ class Options(OutputOptions):
     tau_from: Annotated[
         str,
         typer.Option(
-            help="Without --tau: published (for the method), or curve:SPLIT, the best one on the "
-            "ground truth of that split.",
-            metavar="published|curve:SPLIT",
+            help="Without --tau: published (the benchmark's for the method), authors (the method's "
+            "own), or curve:SPLIT, the best one on the ground truth of that split.",
+            metavar="published|authors|curve:SPLIT",
         ),
     ] = "published"
     rule: Annotated[
-        Literal["paper", "release"], typer.Option(help="Whose comparison, to the bit.")
+        manifest.Rule,
+        typer.Option(help="Whose comparison, to the bit; or the label rule of a method's authors."),
     ] = "paper"
     sal_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Saliency above it is salient; 0: soft.")
@@ -63,15 +65,16 @@ class Options(OutputOptions):
     ignore: Annotated[
         bool, typer.Option(help="Salient pixels without a class become 255, else background.")
     ] = True
+    beta: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the rule edam: a class above it is labelled.")
+    ] = EDAM_BETA
     name: Annotated[
         str | None, typer.Option(help="Name of the key label/NAME.", show_default="CAM-SALIENCY")
     ] = None
 
     def useless(self) -> Iterator[tuple[Collection[str], str]]:
         yield from super().useless()
-        if self.sal is None:
-            because = "Without --sal no saliency decides what is labelled or ignored"
-            yield ["sal_threshold", "ignore"], because
+        yield from useless_settings(self.rule, saliency=self.sal is not None)
         if self.tau is not None:
             yield ["tau_from"], "With --tau the threshold is known"
 
@@ -130,6 +133,7 @@ def _settings(options: Options, cam: Maps, sal: Maps | None, target: Target) -> 
             data_root=options.data_root,
             rule=options.rule,
             sal_threshold=options.sal_threshold,
+            beta=options.beta,
             progress=lambda done, of: show(done, ""),
         )
     say(f"tau {tau.tau:.3f} ({tau.origin}{f' on {tau.split}' if tau.split else ''})")
@@ -138,4 +142,5 @@ def _settings(options: Options, cam: Maps, sal: Maps | None, target: Target) -> 
         "rule": options.rule,
         "sal_threshold": options.sal_threshold,
         "ignore": options.ignore,
+        "beta": options.beta,
     }

@@ -111,6 +111,11 @@ TABLE: dict[str, dict[str, Pair]] = {
         ignore=Pair(
             LABEL.replace("0.3", "0.9"), LABEL.replace("0.3", "0.9") + " --no-ignore", see=PNGS
         ),
+        beta=Pair(
+            LABEL.replace("0.3", "0.05") + " --rule edam",
+            LABEL.replace("0.3", "0.05") + " --rule edam --beta 0.06",
+            see=PNGS,
+        ),
         data_root=instead(BY_CURVE, "--data-root", "nowhere"),
         registry=Pair(
             f"label {EXACT} --target shapes --to out --tau 0.3",
@@ -126,6 +131,7 @@ TABLE: dict[str, dict[str, Pair]] = {
         split=instead(CURVE, "--split", "train"),
         rule="release",
         sal_threshold="0.9",
+        beta=Pair(f"{CURVE} --rule edam", f"{CURVE} --rule edam --beta 0.05"),
         plot="plot.png",
         data_root=instead(CURVE, "--data-root", "nowhere"),
         registry=Pair(f"curve {EXACT} {OVER}", f"curve {EXACT} {OVER} --registry registry2"),
@@ -171,6 +177,7 @@ TABLE: dict[str, dict[str, Pair]] = {
         images="1",
         rule=Pair(f"{REPORT} --json", f"{REPORT} --json --rule release"),
         sal_threshold="0.9",
+        beta=Pair(f"{REPORT} --json --rule edam", f"{REPORT} --json --rule edam --beta 0.05"),
         data_root=instead(REPORT, "--data-root", "nowhere"),
         registry=Pair(
             f"report {EXACT} {OVER} --to out.html",
@@ -328,6 +335,15 @@ REFUSED = {
     "label --cam maps/cam --to out --tau 0.3 --no-ignore": "leave --ignore out",
     f"{CURVE} --sal-threshold 0.2".replace("--sal maps/sal", ""): "leave --sal-threshold out",
     f"{REPORT} --sal-threshold 0.2".replace("--sal maps/sal", ""): "leave --sal-threshold out",
+    f"{LABEL} --rule oaa --no-ignore": "what is ignored is the rule's own; leave --ignore out",
+    f"{LABEL} --rule mcis --sal-threshold 0.5": "saliency is soft",
+    f"{LABEL} --rule drs --sal-threshold 0.5": "salient means above 50 of 255",
+    f"{LABEL} --rule edam --no-ignore": "nothing is ignored; leave --ignore out",
+    f"{LABEL} --beta 0.5": "Only the rule edam has a beta; leave --beta out",
+    f"{LABEL} --rule edam --beta 0.5".replace("--sal maps/sal", ""): "leave --beta out",
+    f"{LABEL} --rule drs".replace("--sal maps/sal", ""): "The rule drs needs saliency maps",
+    f"{BY_CURVE} --rule oaa": "There is no curve by the rule oaa",
+    f"{CURVE} --rule mcis": "There is no curve by the rule mcis",
     f"eval saliency maps/sal --masks ecssd {OVER}": "leave --target, --split out",
     f"{IMPORT} --report-only --measure train": "leave --measure out",
     "pull hf:alice/sal-test --registry registry": "leave --registry out",

@@ -9,7 +9,7 @@ from typing import Any
 import conformance
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from samples import InMemory
@@ -18,7 +18,7 @@ from wsssbed_hub.evaluation.curves import CRITERIA, ThresholdCurve, _Histogram, 
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.utils.errors import HubError, UsageError
 
-RULES = ("paper", "release")
+RULES = ("paper", "release", "drs", "edam")
 INPUTS, _ = conformance.load("labels-release")
 
 
@@ -87,13 +87,16 @@ def some_images(draw: st.DrawFn) -> tuple[int, list[tuple[Any, Any, Any, Any]]]:
     some_images(),
     st.sampled_from(RULES),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]) | st.integers(0, 255).map(lambda k: k / 255),
+    st.sampled_from([0.0, 0.5, 0.95, 1.0]) | st.integers(0, 255).map(lambda k: k / 255),
 )
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=60)
 def test_equals_labelling_and_scoring(
-    case: tuple[int, list[tuple[Any, Any, Any, Any]]], rule: str, sal_threshold: float
+    case: tuple[int, list[tuple[Any, Any, Any, Any]]], rule: str, sal_threshold: float, beta: float
 ) -> None:
     num_classes, images = case
-    check_every_threshold(images, num_classes, rule=rule, sal_threshold=sal_threshold)
+    assume(rule != "drs" or images[0][-1] is not None)
+    how = {"sal_threshold": sal_threshold, "beta": beta}
+    check_every_threshold(images, num_classes, rule=rule, **how)
 
 
 def reference_images(prefix: str, num_classes: int, saliency: bool) -> list[Any]:
@@ -116,12 +119,14 @@ def reference_images(prefix: str, num_classes: int, saliency: bool) -> list[Any]
 def test_equals_on_the_reference_inputs(
     prefix: str, num_classes: int, sal_threshold: float | None, rule: str
 ) -> None:
+    if rule == "drs" and sal_threshold is None:
+        pytest.skip("DRS makes no labels without saliency")
     images = reference_images(prefix, num_classes, sal_threshold is not None)
     settings: dict[str, Any] = {"rule": rule}
     if sal_threshold is not None:
         settings["sal_threshold"] = sal_threshold
     curve = check_every_threshold(images, num_classes, **settings)
-    assert curve.sal_threshold == sal_threshold
+    assert curve.sal_threshold == (50 / 255 if rule == "drs" else sal_threshold)
     if sal_threshold is None:
         assert not curve.ignored.any()
 
@@ -188,6 +193,7 @@ def test_best_is_the_lowest_of_equals_by_the_criterion_asked_for() -> None:
 
 @given(st.floats(0, 1), st.sampled_from(RULES), st.booleans())
 def test_every_tau_has_an_index(tau: float, rule: Any, with_saliency: bool) -> None:
+    assume(rule != "drs" or with_saliency)
     greys = np.arange(256, dtype=np.uint8).reshape(1, 1, 256)
     truth = np.ones((1, 256), np.uint8)
     saliency = np.full((1, 256), 255, np.uint8) if with_saliency else None
@@ -283,3 +289,11 @@ def test_settings_are_checked_before_anything_is_read(settings: dict[str, Any]) 
         threshold_curve(given_maps({}), given_maps({}), num_classes=2, **settings)
     with pytest.raises(UsageError, match="255 classes"):
         threshold_curve(CAM, TRUTH, num_classes=255)
+
+
+@pytest.mark.parametrize("rule", ["oaa", "mcis"])
+def test_rules_without_a_curve(rule: Any) -> None:
+    maps = given_maps({"a": (np.zeros((1, 1, 1), np.uint8), [0])})
+    grey = given_maps({"a": np.zeros((1, 1), np.uint8)})
+    with pytest.raises(UsageError, match=f"no curve by the rule {rule}: it stretches each map"):
+        threshold_curve(maps, grey, grey, num_classes=1, rule=rule)

@@ -84,6 +84,46 @@ def test_without_saliency_its_settings_do_not_count(tmp_path: Path) -> None:
     np.testing.assert_array_equal(label, pseudo_label(*Drawn("cam").read(IDS[5]), None, TAU.tau))
 
 
+@pytest.mark.parametrize(
+    ("rule", "recorded"),
+    [
+        ("oaa", {"sal_threshold": None, "ignore": None}),
+        ("drs", {"sal_threshold": 50 / 255, "ignore": False}),
+        ("edam", {"sal_threshold": 0.5, "ignore": None, "beta": 0.9}),
+    ],
+)
+def test_what_counts_for_a_rule_is_recorded(
+    tmp_path: Path, rule: Any, recorded: dict[str, Any]
+) -> None:
+    sources = Drawn("cam"), Drawn("sal")
+    how = {"ignore": rule != "drs", "sal_threshold": 0.5, "beta": 0.9}
+    for _ in range(2):  # the second finds the first's
+        label_artifact(*sources, tmp_path / "a", tau=TAU, rule=rule, **how)
+    settings = settings_in(tmp_path / "a")
+    assert settings["rule"] == rule
+    names = ("sal_threshold", "ignore", "beta")
+    assert {name: settings[name] for name in names if name in settings} == recorded
+    activations, saliency = Drawn("cam").read(IDS[5]), Drawn("sal").read(IDS[5])
+    expected = pseudo_label(*activations, saliency, TAU.tau, rule=rule, **how)
+    np.testing.assert_array_equal(open_artifact(tmp_path / "a").read(IDS[5]), expected)
+
+
+@pytest.mark.parametrize(
+    ("cam_alone", "how", "words"),
+    [
+        (True, {"rule": "oaa"}, "needs saliency maps"),
+        (False, {"rule": "mcis", "ignore": False}, "always ignores"),
+    ],
+)
+def test_a_rule_that_cannot_label_so_leaves_nothing(
+    tmp_path: Path, cam_alone: bool, how: dict[str, Any], words: str
+) -> None:
+    sal = None if cam_alone else Drawn("sal")
+    with pytest.raises(UsageError, match=words):
+        label_artifact(Drawn("cam"), sal, tmp_path / "a", tau=TAU, **how)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_some_of_the_images(tmp_path: Path) -> None:
     label_artifact(Drawn("cam"), None, tmp_path / "a", tau=TAU, image_ids=[IDS[7], IDS[2]])
     maps = open_artifact(tmp_path / "a")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsssbed_hub.evaluation.pseudo_label import PUBLISHED, method_of, pseudo_label, published
+from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 RELEASE_INPUTS, RELEASE_OUTPUTS = conformance.load("labels-release")
@@ -262,28 +262,3 @@ def test_highest_class_and_highest_thresholds() -> None:
     assert pseudo_label(white, [253], white[0], 0.5, sal_threshold=1).tolist() == [[0]]
     assert pseudo_label(white, [253], white[0], 1).tolist() == [[255]]
     assert pseudo_label(white, [253], white[0], 1, rule="release").tolist() == [[254]]
-
-
-# Table 6 of the WSSS-BED paper, and Section 3.2 for EPS and L2G.
-TABLE_6 = {"CAM": 0.1, "OAA": 0.3, "MCIS": 0.5, "DRS": 0.5, "EDAM": 0.5, "EPS": 0.2, "L2G": 0.3}
-
-
-def test_published_settings() -> None:
-    assert {name.upper(): p.tau for name, p in PUBLISHED.items()} == TABLE_6
-    assert [name for name, p in PUBLISHED.items() if not p.saliency] == ["eps", "l2g"]
-
-
-@pytest.mark.parametrize(
-    ("key", "method"),
-    [("cam/cam", "cam"), ("cam/eps-vst-duts", "eps"), ("cam/l2g-paper-l2g@1.0.0", "l2g")],
-)
-def test_method_of_a_key(key: str, method: str) -> None:
-    assert method_of(key) == method
-    assert published(key) == PUBLISHED[method]
-
-
-def test_keys_without_published_settings() -> None:
-    with pytest.raises(UsageError, match="Did you mean 'edam'"):
-        published("cam/edams")
-    with pytest.raises(UsageError, match="sal/vst-duts does not name activation maps"):
-        published("sal/vst-duts")

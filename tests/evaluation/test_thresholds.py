@@ -12,7 +12,11 @@ from wsssbed_hub.artifacts.manifest import Threshold
 from wsssbed_hub.evaluation import thresholds
 from wsssbed_hub.evaluation.curves import threshold_curve
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
-from wsssbed_hub.evaluation.thresholds import choose_threshold, resolve_threshold
+from wsssbed_hub.evaluation.thresholds import (
+    choose_threshold,
+    published_thresholds,
+    resolve_threshold,
+)
 from wsssbed_hub.utils.errors import UsageError
 
 
@@ -48,6 +52,31 @@ def test_thresholds() -> None:
 
 
 @pytest.mark.parametrize(
+    ("request_", "tau", "origin"),
+    [
+        ({"cam_key": "cam/l2g-vst-duts", "saliency": False}, 0.3, "published"),
+        ({"cam_key": "cam/l2g-vst-duts", "saliency": False, "source": "authors"}, 0.25, "authors"),
+        ({"cam_key": "cam/mcis", "saliency": True, "rule": "release"}, 0.5, "published"),
+        ({"cam_key": "cam/mcis", "saliency": True, "rule": "mcis"}, 0.3, "authors"),
+        ({"cam_key": "cam/cam", "saliency": True, "rule": "drs"}, 0.2, "authors"),
+        ({"cam_key": None, "saliency": True, "rule": "edam"}, 0.25, "authors"),
+        ({"cam_key": None, "saliency": False, "rule": "edam"}, 0.5, "authors"),
+    ],
+)
+def test_the_benchmark_and_the_authors(request_: dict[str, Any], tau: float, origin: Any) -> None:
+    assert resolve_threshold(**request_) == Threshold(tau=tau, origin=origin)
+
+
+def test_all_that_was_published_about_labels_made_one_way() -> None:
+    def taus(key: str, saliency: bool) -> list[float]:
+        return [one.tau for one in published_thresholds(key, saliency=saliency)]
+
+    assert taus("cam/l2g-vst-duts", False) == [0.3, 0.25]
+    assert taus("cam/l2g-vst-duts", True) == taus("cam/mine", True) == []
+    assert taus("cam/oaa", True) == [0.3]
+
+
+@pytest.mark.parametrize(
     ("request_", "words"),
     [
         ({"cam_key": "cam/drs", "saliency": True, "tau": 1.5}, "tau is 1.5"),
@@ -56,6 +85,15 @@ def test_thresholds() -> None:
         ({"cam_key": "cam/mine", "saliency": True}, "No published threshold is known for 'mine'"),
         ({"cam_key": None, "saliency": True}, "without a key"),
         ({"cam_key": "sal/drs", "saliency": True}, "does not name activation maps"),
+        ({"cam_key": "cam/drs", "saliency": False, "rule": "drs"}, "drs needs saliency maps"),
+        (
+            {"cam_key": "cam/drs", "saliency": True, "source": "authors"},
+            "authors of drs published tau 0.2 with saliency, rule drs",
+        ),
+        (
+            {"cam_key": "cam/cam", "saliency": True, "source": "authors"},
+            "authors of cam published nothing about labels",
+        ),
     ],
 )
 def test_thresholds_that_are_not_there(request_: dict[str, Any], words: str) -> None:
@@ -103,13 +141,16 @@ def test_threshold_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     # 77 is the lowest grey value above 0.3; the release takes A >= tau, the paper A > tau.
     release = choose(tau_from="curve:train", rule="release")
     assert release == Threshold(tau=77 / 255, origin="curve", split="train")
+    assert choose(tau_from="authors", rule="drs") == Threshold(tau=0.2, origin="authors")
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
         ({"tau_from": "curve:train", "tau": 0.2}, "taken from curve:train: choose one"),
-        ({"tau_from": "curve"}, "only from 'published' or from 'curve:SPLIT'"),
+        ({"tau_from": "curve"}, "only from 'published', from 'authors' or from 'curve:SPLIT'"),
+        ({"tau_from": "authors", "tau": 0.2}, "taken from authors: choose one"),
+        ({"tau_from": "curve:train", "rule": "oaa"}, "no curve by the rule oaa"),
         ({"tau_from": "curve:"}, "only from 'published'"),
         ({"tau_from": "published:train"}, "only from 'published'"),
     ],

@@ -233,7 +233,7 @@ def test_mistakes(command: Hub, chain: Path) -> None:
     assert (refused.code, "shapes" in refused.err) == (2, True)
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 120, 160])
 def test_tables_fit_the_window(
     command: Hub, monkeypatch: pytest.MonkeyPatch, width: int, release: list[Found]
 ) -> None:
@@ -245,7 +245,8 @@ def test_tables_fit_the_window(
     assert max(map(len, lines)) <= width
     # One line each, no name cut or folded, and what has no room is said.
     assert [line.split()[0] for line in lines[2:]] == [one.row.key for one in release]
-    assert ("Left out" in outcome.err) == (width == 80)
+    assert ("Left out" in outcome.err) == (width < 160)
+    assert ("0.3 without sal (0.25 without sal)" in outcome.out) == (width == 160)
 
 
 def test_texts_of_others_steer_no_terminal(command: Hub, tmp_path: Path) -> None:

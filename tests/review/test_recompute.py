@@ -256,6 +256,7 @@ def test_activation_maps_at_their_tau(
     [
         ({}, "it does not say at which tau"),
         ({"rule": None}, "it does not say by which rule"),
+        ({"rule": "oaa"}, "labels by the rule oaa have no curve"),
         ({"saliency": partner(key="sal/none")}, "sal/none is"),
         ({"saliency": partner(key="sal/x")}, "it was measured with other maps"),
         ({"saliency": partner(file="x.zip")}, "the saliency maps 'x.zip' have no key"),
@@ -277,6 +278,26 @@ def test_activation_maps_whose_number_cannot_be_told(
     unchecked = claims(path, data, "not checked")
     assert f"not recomputed, because {reason}" in unchecked[0]
     assert claims(path, data, "failed") == []
+
+
+def test_a_tau_that_was_published(
+    tmp_path: Path, server: RangeServer, target: Target, data: Path
+) -> None:
+    """L2G's by the benchmark and by its authors, and one by nobody."""
+    taus = [(0.3, "published"), (0.25, "authors"), (0.25, "published")]
+    results = [
+        stated(target, "train", "mIoU", 0.5, threshold={"tau": tau, "origin": origin})
+        for tau, origin in taus
+    ]
+    files = release_files("cam", activations(target))
+    path = index_manifest(tmp_path, server, "cam/l2g-vst-duts", files, results=results)
+    proved = [text for text in claims(path, data, "proved") if "as published" in text]
+    assert proved == ["tau 0.3 (published): as published", "tau 0.25 (authors): as published"]
+    failed = [text for text in claims(path, data, "failed") if text.startswith("tau")]
+    assert failed == [
+        "tau 0.25 (published): of this method was published: WSSS-BED 0.3 without saliency; "
+        "authors 0.25 without saliency"
+    ]
 
 
 def worth(target: Target, tau: float) -> float:

@@ -33,6 +33,7 @@ from stages.small_runs import Made, made_in, small_run
 from stages.sod import SodMethod
 from wsssbed_hub.artifacts.key_folder import verify_folder
 from wsssbed_hub.datasets import make_shapes, open_target
+from wsssbed_hub.evaluation.published import PUBLISHED
 from wsssbed_hub.registry.open_artifact import open_artifact
 
 TESTS = Path(__file__).parents[1]
@@ -153,6 +154,12 @@ def weights_below(out: Path) -> list[Path]:
 def test_ssnet_and_all_families_are_among_them() -> None:
     names = {stage.name for stage in STAGES}
     assert {"ssnet", "sod-poolnet", "cam-cam", "seg-deeplabv2"} <= names
+
+
+def test_activation_methods_have_their_published_labels() -> None:
+    """A method's file comes with its row in the table that label, curve and list read."""
+    methods = {stage.name.removeprefix("cam-") for stage in STAGES if stage.family == "stages.cam"}
+    assert methods <= PUBLISHED.keys(), "add a row to wsssbed_hub/evaluation/published.py"
 
 
 def test_the_recipes(stage: Stage) -> None:

@@ -100,6 +100,7 @@ TABLE: dict[str, dict[str, Words]] = {
         "--rule": Words("--rule release"),
         "--sal-threshold": Words("--sal-threshold 0.9"),
         "--ignore": Words("--no-ignore"),
+        "--beta": Words("--beta 0.02", also="--rule edam --tau 0.01"),
         "--name": Words("--name mine"),
     },
 }

@@ -27,7 +27,7 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-Rule = Literal["paper", "release"]
+Rule = Literal["paper", "release", "oaa", "mcis", "drs", "edam"]
 _PLAIN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 Supervision = Literal["pixel masks", "image labels", "self-supervised", "unsupervised", "none"]
 
@@ -159,12 +159,13 @@ class Provenance(Model):
 class Threshold(Model):
     """A tau, in [0, 1], and where it came from.
 
-    ``origin`` is ``given`` (by the caller), ``published`` (the method's default) or ``curve``
-    (the best of a curve, read off the ground truth of ``split``).
+    ``origin`` is ``given`` (by the caller), ``published`` (the benchmark's for the method),
+    ``authors`` (that of the method's own authors) or ``curve`` (the best of a curve, read off the
+    ground truth of ``split``).
     """
 
     tau: Annotated[float, Field(ge=0, le=1)]
-    origin: Literal["given", "published", "curve"]
+    origin: Literal["given", "published", "authors", "curve"]
     split: Text | None = None
 
     @model_validator(mode="after")

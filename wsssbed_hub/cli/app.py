@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from wsssbed_hub.cli import cache, containers, contribute, data, demo, find, measure, transfer
+from wsssbed_hub.cli import (
+    cache,
+    containers,
+    contribute,
+    data,
+    demo,
+    evaluate,
+    find,
+    measure,
+    transfer,
+)
 from wsssbed_hub.utils.errors import HubError
 
 app = typer.Typer(
@@ -25,6 +35,7 @@ app = typer.Typer(
 find.register(app)
 transfer.register(app)
 measure.register(app)
+evaluate.register(app)
 contribute.register(app)
 data.register(app)
 demo.register(app)

@@ -35,7 +35,7 @@ Supervised = Annotated[
         "or none.",
     ),
 ]
-_SPARE = ("saliency", "version", "trained on", "size", "images", "supervision")
+_SPARE = ("tau (authors')", "saliency", "version", "trained on", "size", "images", "supervision")
 
 
 def list_(
@@ -99,9 +99,14 @@ def _look(registry: str | None, wanted: Filters) -> tuple[str, list[Found], list
 
 def _print(found: Sequence[Found], as_json: bool) -> None:
     if as_json:
-        print_table([one.row._asdict() for one in found], as_json=True)
+        print_table([_fields(one) for one in found], as_json=True)
     elif found:
         print_table([_cells(one) for one in found], as_json=False, spare=_SPARE)
+
+
+def _fields(found: Found) -> dict[str, Any]:
+    published = found.row.published
+    return found.row._asdict() | {"published": published.as_dicts() if published else []}
 
 
 def _cells(found: Found) -> dict[str, Any]:
@@ -116,6 +121,7 @@ def _cells(found: Found) -> dict[str, Any]:
         "supervision": ", ".join(row.supervision),
         "images": row.images,
         "size": None if row.size is None else human(row.size),
+        "tau (authors')": None if row.published is None else row.published.brief,
     }
 
 

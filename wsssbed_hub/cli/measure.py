@@ -1,4 +1,4 @@
-"""Combine and measure: label, curve, eval, report."""
+"""Combine and measure: label, curve, report."""
 
 from __future__ import annotations
 
@@ -19,19 +19,14 @@ if TYPE_CHECKING:
     from wsssbed_hub.evaluation.curves import ThresholdCurve
     from wsssbed_hub.report.comparison import Comparison
 
-evaluate = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Score maps, labels or segmentations."
-)
-
 
 class Rule(StrEnum):
     paper = "paper"
     release = "release"
-
-
-class Protocol(StrEnum):
-    sod = "sod"
-    ssnet = "ssnet"
+    oaa = "oaa"
+    mcis = "mcis"
+    drs = "drs"
+    edam = "edam"
 
 
 Cam = Annotated[str, typer.Option(help=f"Activation maps: {WHERE}.")]
@@ -45,7 +40,14 @@ SalThreshold = Annotated[
     float, typer.Option(help="Salient means above this, in [0, 1]; 0 keeps the saliency soft.")
 ]
 RuleOption = Annotated[
-    Rule, typer.Option(help="paper: A > tau (Algorithm 1); release: the published program's.")
+    Rule,
+    typer.Option(
+        help="paper: A > tau (Algorithm 1); release: the published program's; the others: what "
+        "the authors of that method label by."
+    ),
+]
+Beta = Annotated[
+    float, typer.Option(help="Of the rule edam: a class above it is labelled, salient or not.")
 ]
 
 
@@ -60,13 +62,17 @@ def label(
     ] = None,
     tau_from: Annotated[
         str,
-        typer.Option(help="Without --tau: published, or curve:SPLIT for the best on a split."),
+        typer.Option(
+            help="Without --tau: published (the benchmark's), authors (the method's own), or "
+            "curve:SPLIT for the best on a split."
+        ),
     ] = "published",
     rule: RuleOption = Rule.paper,
     sal_threshold: SalThreshold = 0.2,
     ignore: Annotated[
         bool, typer.Option(help="Write 255 where a salient pixel has no class; else background.")
     ] = True,
+    beta: Beta = 0.95,
     data_root: DataRoot = DATA_ROOT,
     registry: Registry = None,
     as_json: AsJson = False,
@@ -78,12 +84,12 @@ def label(
     from wsssbed_hub.evaluation.labelling import label_artifact
     from wsssbed_hub.evaluation.thresholds import choose_threshold
 
-    _refuse_settings_of_saliency(context, sal)
+    _refuse_useless_settings(context, rule, sal)
     if tau is not None:
         refuse(context, ["tau_from"], "With --tau the threshold is known")
 
-    activations = _open_maps(cam, target, registry, "cam")
-    saliency = None if sal is None else _open_maps(sal, target, registry, "sal")
+    activations = open_maps(cam, target, registry, "cam")
+    saliency = None if sal is None else open_maps(sal, target, registry, "sal")
     threshold = choose_threshold(
         activations,
         saliency,
@@ -93,6 +99,7 @@ def label(
         data_root=data_root,
         rule=rule.value,
         sal_threshold=sal_threshold,
+        beta=beta,
     )
     with progress_bar("label", unit="images") as progress:
         made = label_artifact(
@@ -103,6 +110,7 @@ def label(
             rule=rule.value,
             sal_threshold=sal_threshold,
             ignore=ignore,
+            beta=beta,
             progress=progress,
         )
     rows = [
@@ -117,10 +125,13 @@ def label(
     print_table(rows, as_json=as_json)
 
 
-def _refuse_settings_of_saliency(context: typer.Context, sal: str | list[str] | None) -> None:
-    if not sal:
-        names = ["sal_threshold", "ignore"]
-        refuse(context, names, "Without --sal no saliency decides what is labelled or ignored")
+def _refuse_useless_settings(
+    context: typer.Context, rule: Rule, sal: str | list[str] | None
+) -> None:
+    from wsssbed_hub.evaluation.method_rules import useless_settings
+
+    for names, because in useless_settings(rule.value, saliency=bool(sal)):
+        refuse(context, names, because)
 
 
 def curve(
@@ -134,13 +145,17 @@ def curve(
     split: Split = "train",
     rule: RuleOption = Rule.paper,
     sal_threshold: SalThreshold = 0.2,
+    beta: Beta = 0.95,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG file.")] = None,
     data_root: DataRoot = DATA_ROOT,
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the labels of every threshold against the ground truth of a split, in one pass."""
-    _refuse_settings_of_saliency(context, sal)
+    """Score the labels of every threshold against the ground truth of a split, in one pass.
+
+    By the rules oaa and mcis there is no such pass, and no curve.
+    """
+    _refuse_useless_settings(context, rule, sal)
     compared = _compare(
         "curve",
         cam,
@@ -151,6 +166,7 @@ def curve(
         split=split,
         rule=rule.value,
         sal_threshold=sal_threshold,
+        beta=beta,
     )
     if plot is not None:
         from wsssbed_hub.report import curves_png
@@ -164,9 +180,7 @@ def curve(
         return
     rows = []
     for pair in compared.pairs:
-        taus = {"best": pair.curve.best_tau()}
-        if pair.published is not None:
-            taus = {"published": pair.published.tau} | taus
+        taus = {one.origin: one.tau for one in pair.thresholds} | {"best": pair.curve.best_tau()}
         rows += [_curve_row(pair.name, which, pair.curve, tau) for which, tau in taus.items()]
     print_table(rows, as_json=False)
     note(
@@ -175,7 +189,7 @@ def curve(
     )
 
 
-def _open_maps(where: str, target: str | None, registry: str | None, kind: str) -> Maps:
+def open_maps(where: str, target: str | None, registry: str | None, kind: str) -> Maps:
     """The maps that a person names on the command line; another kind is a usage error."""
     from wsssbed_hub.registry.open_artifact import open_artifact
     from wsssbed_hub.utils.errors import UsageError
@@ -201,9 +215,9 @@ def _compare(
 
     with progress_bar(title, unit="images") as progress:
         return compare(
-            _open_maps(cam, target, registry, "cam"),
-            [_open_maps(name, target, registry, "sal") for name in sals],
-            [_open_maps(name, target, registry, "label") for name in own or ()],
+            open_maps(cam, target, registry, "cam"),
+            [open_maps(name, target, registry, "sal") for name in sals],
+            [open_maps(name, target, registry, "label") for name in own or ()],
             target=target,
             progress=progress,
             **how,
@@ -216,121 +230,15 @@ def _curve_row(name: str, which: str, curve: ThresholdCurve, tau: float) -> dict
         "saliency": name,
         "threshold": which,
         "tau": f"{tau:.3f}",
-        "mIoU": _percent(row["miou_ignored_missed"]),
-        "labelled mIoU": _percent(row["miou"]),
-        "coverage": _percent(row["coverage"]),
+        "mIoU": percent(row["miou_ignored_missed"]),
+        "labelled mIoU": percent(row["miou"]),
+        "coverage": percent(row["coverage"]),
     }
 
 
-def _percent(value: float | None) -> str | None:
+def percent(value: float | None) -> str | None:
+    """``12.3 %``; None of nothing."""
     return None if value is None else f"{100 * value:.1f} %"
-
-
-@evaluate.command()
-def segmentation(
-    predictions: Annotated[str, typer.Argument(help=f"Label maps without 255: {WHERE}.")],
-    target: TargetName = "voc12",
-    split: Split = "val",
-    data_root: DataRoot = DATA_ROOT,
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score the output of a segmentation network: mIoU, accuracies, IoU of every class."""
-    _score(predictions, target, split, data_root, registry, as_json, undecided=False)
-
-
-@evaluate.command()
-def labels(
-    maps: Annotated[str, typer.Argument(metavar="LABELS", help=f"Pseudo labels: {WHERE}.")],
-    target: TargetName = "voc12",
-    split: Split = "train",
-    data_root: DataRoot = DATA_ROOT,
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score pseudo labels; ignored pixels (255) count as misses, and the coverage is stated."""
-    _score(maps, target, split, data_root, registry, as_json, undecided=True)
-
-
-def _score(
-    where: str,
-    target: str,
-    split: str,
-    data_root: Path,
-    registry: str | None,
-    as_json: bool,
-    *,
-    undecided: bool,
-) -> None:
-    from wsssbed_hub.datasets import open_target
-    from wsssbed_hub.evaluation.score import score_labels
-
-    dataset = open_target(target, data_root)
-    with progress_bar("score", unit="images") as progress:
-        score = score_labels(
-            _open_maps(where, target, registry, "label"),
-            dataset.ground_truth(split),
-            num_classes=dataset.num_classes,
-            undecided=undecided,
-            progress=progress,
-        )
-    if as_json:
-        typer.echo(json.dumps(score.as_dict(), indent=2))
-        return
-    names = ("background", *dataset.classes)
-    rows = [
-        {"class": name, "IoU": _percent(float(value))}
-        for name, value in zip(names, score.class_iou, strict=True)
-    ]
-    rows.append({"class": "mean (mIoU)", "IoU": _percent(score.mean_iou())})
-    rows.append({"class": "pixel accuracy", "IoU": _percent(score.pixel_accuracy)})
-    if undecided:
-        rows.append({"class": "coverage", "IoU": _percent(score.coverage)})
-    print_table(rows, as_json=False)
-    note(f"{score.images:,} images of {target} {split}")
-
-
-@evaluate.command()
-def saliency(
-    context: typer.Context,
-    maps: Annotated[str, typer.Argument(metavar="MAPS", help=f"Saliency maps: {WHERE}.")],
-    target: TargetName = "voc12",
-    split: Split = "train",
-    masks: Annotated[
-        str | None,
-        typer.Option(
-            help="SOD benchmark whose masks are the truth, such as ecssd.",
-            show_default="the objects in the target's ground truth",
-        ),
-    ] = None,
-    protocol: Annotated[
-        Protocol,
-        typer.Option(help="sod: PySODMetrics, 256 thresholds; ssnet: that paper's 21 thresholds."),
-    ] = Protocol.sod,
-    data_root: DataRoot = DATA_ROOT,
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score saliency maps: MAE, F-measure, and with the protocol sod also S, E and weighted F."""
-    from wsssbed_hub.datasets import open_sod_dataset, open_target
-    from wsssbed_hub.evaluation.score import Foreground, Masks, score_saliency
-
-    truth: Foreground | Masks
-    if masks is not None:
-        refuse(context, ["target", "split"], f"The masks of {masks} are the truth")
-        truth = Masks(open_sod_dataset(masks, data_root))
-    else:
-        truth = Foreground(open_target(target, data_root).ground_truth(split))
-    with progress_bar("score", unit="images") as progress:
-        measures = score_saliency(
-            _open_maps(maps, None if masks else target, registry, "sal"),
-            truth,
-            protocol=protocol.value,
-            progress=progress,
-        )
-    rows = [{"measure": name, "value": round(value, 4)} for name, value in measures.items()]
-    print_table(rows, as_json=as_json)
-    note(f"{len(truth.image_ids):,} images of {masks or f'{target} {split}'}")
 
 
 def report(
@@ -355,6 +263,7 @@ def report(
     images: Annotated[int, typer.Option(help="Images in the gallery.", min=0)] = 8,
     rule: RuleOption = Rule.paper,
     sal_threshold: SalThreshold = 0.2,
+    beta: Beta = 0.95,
     data_root: DataRoot = DATA_ROOT,
     registry: Registry = None,
     as_json: AsJson = False,
@@ -364,7 +273,7 @@ def report(
     The rows of the table: labels from each saliency map, labels that were made elsewhere, and the
     networks trained on them.
     """
-    _refuse_settings_of_saliency(context, sal)
+    _refuse_useless_settings(context, rule, sal)
     from rich.console import Console
 
     from wsssbed_hub.report import terminal_table, write_html
@@ -381,6 +290,7 @@ def report(
         split=split,
         rule=rule.value,
         sal_threshold=sal_threshold,
+        beta=beta,
         saliency_quality=True,
     )
     page = make_report(compared, segmentation or (), registry=registry, images=images)
@@ -396,4 +306,3 @@ def register(app: typer.Typer) -> None:
     """Add these commands to ``app``."""
     for command in (label, curve, report):
         app.command()(command)
-    app.add_typer(evaluate, name="eval")

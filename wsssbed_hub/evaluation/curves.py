@@ -8,13 +8,20 @@ down gives the confusion matrix at every threshold, equal to the last integer to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from wsssbed_hub.evaluation.method_rules import (
+    EDAM_BETA,
+    check_curve_rule,
+    check_rule,
+    check_settings,
+    salient_above,
+)
 from wsssbed_hub.evaluation.metrics import (
     check_label_map,
     check_truth,
@@ -26,12 +33,12 @@ from wsssbed_hub.evaluation.metrics import (
 from wsssbed_hub.evaluation.pseudo_label import (
     IGNORE,
     check_inputs,
-    check_settings,
     dimensions,
     first_label_value,
     saliency_gate,
     winners,
 )
+from wsssbed_hub.evaluation.spans import ALWAYS, Span, drs_spans, edam_spans
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.progress import Progress
 
@@ -57,7 +64,7 @@ class ThresholdCurve:
 
     ``thresholds``: float64[256]. ``confusion``: int64[256, C + 1, C + 1], row truth, column label.
     ``ignored``: int64[256, C + 1], pixels of each true class that are labelled 255. ``images``: how
-    many were counted. ``rule`` and ``sal_threshold`` are those of ``pseudo_label``;
+    many were counted. ``rule``, ``sal_threshold`` and ``beta`` are those of ``pseudo_label``;
     ``sal_threshold`` is None for labels without saliency. Pixels whose truth is 255 count nowhere.
     """
 
@@ -67,6 +74,7 @@ class ThresholdCurve:
     images: int
     rule: Rule
     sal_threshold: float | None
+    beta: float = EDAM_BETA
 
     @cached_property
     def iou(self) -> np.ndarray:
@@ -156,14 +164,16 @@ def threshold_curve(
     num_classes: int,
     sal_threshold: float = 0.2,
     rule: Rule = "paper",
+    beta: float = EDAM_BETA,
     progress: Progress | None = None,
 ) -> ThresholdCurve:
     """Scores the pseudo labels of all images of ``ground_truth`` at all 256 thresholds.
 
     ``cam``, ``ground_truth`` and ``sal`` are opened artifacts, or anything that gives the maps of
     an id; ``cam`` and ``sal`` may cover more images. ``num_classes`` is C, background not counted.
-    Without ``sal`` the labels are those without saliency. ``sal_threshold`` and ``rule`` are those
-    of ``pseudo_label``. ``progress`` is told the images done and their number.
+    Without ``sal`` the labels are those without saliency. ``sal_threshold``, ``rule`` and ``beta``
+    are those of ``pseudo_label``; the rules oaa and mcis have no curve, see ``check_curve_rule``.
+    ``progress`` is told the images done and their number.
 
     Time and memory do not depend on the number of thresholds, and for each image only on the
     classes that occur in it.
@@ -172,13 +182,17 @@ def threshold_curve(
     that are none of the target's classes.
     """
     check_settings(0, sal_threshold, rule)
+    check_curve_rule(rule)
+    check_rule(rule, saliency=sal is not None, ignore=True, beta=beta)
     ids = ground_truth.image_ids
     if len(ids) == 0:
         raise HubError("The ground truth has no images: there is nothing to score.")
     require_ids(ids, cam, "activation maps")
     if sal is not None:
         require_ids(ids, sal, "saliency maps")
-    histogram = _Histogram(num_classes, None if sal is None else sal_threshold, rule)
+    threshold = None if sal is None else salient_above(rule, sal_threshold)
+    by_spans = sal is not None and rule in ("drs", "edam")
+    histogram = (_SpanHistogram if by_spans else _Histogram)(num_classes, threshold, rule, beta)
     for done, image_id in enumerate(ids, 1):
         activations, class_ids = cam.read(image_id)
         saliency = None if sal is None else sal.read(image_id)
@@ -215,14 +229,20 @@ class _Histogram:
     gives a class, though it is salient, stands at value 0 of some class, which never passes.
     """
 
-    def __init__(self, num_classes: int, sal_threshold: float | None, rule: Rule) -> None:
+    def __init__(
+        self, num_classes: int, sal_threshold: float | None, rule: Rule, beta: float = EDAM_BETA
+    ) -> None:
         if not 1 <= num_classes < IGNORE:
             raise UsageError(f"{num_classes} classes do not fit into 8-bit label maps: 1 to 254.")
         self.num_classes = num_classes
         self.sal_threshold = sal_threshold
         self.rule = rule
+        self.beta = beta
         self.images = 0
-        self.counts = np.zeros((num_classes + 1, num_classes + 1, 256), np.int64)
+        self.counts = self._no_counts()
+
+    def _no_counts(self) -> np.ndarray:
+        return np.zeros((self.num_classes + 1, self.num_classes + 1, 256), np.int64)
 
     def add(
         self,
@@ -242,10 +262,21 @@ class _Histogram:
             )
         values_there = np.bincount(truth.ravel(), minlength=256)
         check_truth(values_there, self.num_classes, "the ground truth")
-        winner, values = self._winners(activations, class_ids, saliency)
-
-        # Rows and columns of the classes that occur only, and a last row for truth 255.
         present = np.flatnonzero(values_there[: self.num_classes + 1])
+        self._count(truth, present, activations, class_ids, saliency)
+        self.images += 1
+
+    def _count(
+        self,
+        truth: np.ndarray,
+        present: np.ndarray,
+        activations: np.ndarray,
+        class_ids: np.ndarray,
+        saliency: np.ndarray | None,
+    ) -> None:
+        """Counts the pixels of one image, of whose truth the classes ``present`` occur."""
+        winner, values = self._winners(activations, class_ids, saliency)
+        # Rows and columns of the classes that occur only, and a last row for truth 255.
         ids = np.sort(class_ids) if len(class_ids) else np.zeros(1, np.int64)
         columns = np.concatenate([[0], ids + 1])
         wide = (len(present) + 1) * len(columns) > 256  # cells no longer fit into 8 bits
@@ -256,7 +287,6 @@ class _Histogram:
         shape = (len(present) + 1, len(columns), 256)
         local = np.bincount(index.ravel(), minlength=int(np.prod(shape))).reshape(shape)
         self.counts[np.ix_(present, columns)] += local[: len(present)]
-        self.images += 1
 
     def _check_classes(self, class_ids: np.ndarray) -> None:
         if len(class_ids) and np.max(class_ids) >= self.num_classes:
@@ -278,6 +308,19 @@ class _Histogram:
         return winner, values
 
     def curve(self) -> ThresholdCurve:
+        """The curve of all images that were added."""
+        confusion, ignored = self._sums()
+        return ThresholdCurve(
+            thresholds=np.arange(256) / 255,
+            confusion=confusion,
+            ignored=ignored,
+            images=self.images,
+            rule=self.rule,
+            sal_threshold=self.sal_threshold,
+            beta=self.beta,
+        )
+
+    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
         """The sums from above: what passes each threshold, and what becomes of the rest."""
         classes = self.num_classes + 1
         saliency = self.sal_threshold is not None
@@ -290,11 +333,57 @@ class _Histogram:
         confusion[:, :, 1:] = np.moveaxis(passing, 2, 0)
         if not saliency:
             confusion[:, :, 0] += rest
-        return ThresholdCurve(
-            thresholds=np.arange(256) / 255,
-            confusion=confusion,
-            ignored=rest if saliency else np.zeros_like(rest),
-            images=self.images,
-            rule=self.rule,
-            sal_threshold=self.sal_threshold,
-        )
+        return confusion, rest if saliency else np.zeros_like(rest)
+
+
+class _SpanHistogram(_Histogram):
+    """Pixels by true class, by label, and by the levels at which they begin and cease to have it.
+
+    The last column is that of ignored pixels. A span adds 1 at its last level and takes 1 away at
+    the one before its first, so that the sums from above are the pixels at each level.
+    """
+
+    def _no_counts(self) -> np.ndarray:
+        return np.zeros((self.num_classes + 1, self.num_classes + 2, ALWAYS + 1), np.int64)
+
+    def _spans(
+        self, activations: np.ndarray, class_ids: np.ndarray, saliency: np.ndarray | None
+    ) -> Iterator[Span]:
+        assert saliency is not None  # without it, no spans
+        assert self.sal_threshold is not None
+        if self.rule == "drs":
+            return drs_spans(activations, class_ids, saliency)
+        return edam_spans(activations, class_ids, saliency, self.sal_threshold, self.beta)
+
+    def _count(
+        self,
+        truth: np.ndarray,
+        present: np.ndarray,
+        activations: np.ndarray,
+        class_ids: np.ndarray,
+        saliency: np.ndarray | None,
+    ) -> None:
+        columns = np.concatenate([[0], np.sort(class_ids) + 1, [self.num_classes + 1]])
+        columns = columns.astype(np.int64)
+        row = np.full(256, len(present))  # the last row: of truth 255
+        row[present] = np.arange(len(present))
+        cell = row[truth] * len(columns)
+        shape = (len(present) + 1, len(columns), ALWAYS + 1)
+
+        def count(column: np.ndarray | int, level: np.ndarray) -> np.ndarray:
+            index = (cell + column) * (ALWAYS + 1) + level
+            found = np.bincount(index.ravel(), minlength=int(np.prod(shape)))
+            return found.reshape(shape)[: len(present)]
+
+        before = np.zeros(truth.shape, np.int64)
+        local = np.zeros((len(present), *shape[1:]), np.int64)
+        for column, until in self._spans(activations, class_ids, saliency):
+            level = np.maximum(before, until)
+            local += count(column, level) - count(column, before)
+            before = level
+        self.counts[np.ix_(present, columns)] += local
+
+    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
+        at_least = self.counts[:, :, ::-1].cumsum(axis=2)[:, :, ::-1]
+        found = np.moveaxis(at_least[:, :, _first_label_values(self.rule, True)], 2, 0)
+        return found[:, :, :-1], found[:, :, -1]

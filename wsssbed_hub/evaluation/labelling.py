@@ -18,7 +18,14 @@ from wsssbed_hub.artifacts.maps import Maps, check_image_id
 from wsssbed_hub.artifacts.png_codec import check_png, decode_png, encode_png
 from wsssbed_hub.artifacts.shard_writer import Written, require_same, write_maps
 from wsssbed_hub.evaluation.curves import require_ids
-from wsssbed_hub.evaluation.pseudo_label import check_settings, pseudo_label
+from wsssbed_hub.evaluation.method_rules import (
+    EDAM_BETA,
+    check_rule,
+    check_settings,
+    salient_above,
+    useless_settings,
+)
+from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.utils.errors import HubError, UsageError
 from wsssbed_hub.utils.files import atomic_folder, disk_errors, write_whole
 from wsssbed_hub.utils.progress import Progress
@@ -59,12 +66,14 @@ def label_settings(
     rule: Rule = "paper",
     sal_threshold: float = 0.2,
     ignore: bool = True,
+    beta: float = EDAM_BETA,
 ) -> dict[str, Any]:
     """All that labels depend on, as flat JSON; the record that lies beside them.
 
     ``ingredients`` are the activation maps (role ``cam``) and, if they take part, the saliency
-    maps (``sal``). Without saliency neither ``sal_threshold`` nor ``ignore`` has an effect, and
-    both are null. Raises UsageError for other ingredients or settings.
+    maps (``sal``). What has no effect is null: ``sal_threshold`` and ``ignore`` without saliency,
+    or where the rule has its own; ``beta`` is there for the rule edam alone. Raises UsageError for
+    other ingredients or settings.
     """
     check_settings(tau.tau, sal_threshold, rule)
     roles = sorted(item.role for item in ingredients)
@@ -75,14 +84,17 @@ def label_settings(
         made_from[item.role] = item.key or item.file
         made_from[f"{item.role}_content"] = item.digest
     saliency = "sal" in made_from
+    check_rule(rule, saliency=saliency, ignore=ignore, beta=beta)
+    useless = {name for names, _ in useless_settings(rule, saliency=saliency) for name in names}
     ids = list(image_ids)
     return made_from | {
         "tau": tau.tau,
         "tau_origin": tau.origin,
         "tau_split": tau.split,
         "rule": rule,
-        "sal_threshold": sal_threshold if saliency else None,
-        "ignore": ignore if saliency else None,
+        "sal_threshold": salient_above(rule, sal_threshold) if saliency else None,
+        "ignore": None if "ignore" in useless else ignore,
+        **({} if "beta" in useless else {"beta": beta}),
         "images": len(ids),
         "image_list": list_digest(ids),
     }
@@ -97,6 +109,7 @@ def label_artifact(
     rule: Rule = "paper",
     sal_threshold: float = 0.2,
     ignore: bool = True,
+    beta: float = EDAM_BETA,
     image_ids: Sequence[str] | None = None,
     ingredients: Sequence[Ingredient] | None = None,
     as_: Literal["png", "parquet"] = "png",
@@ -126,12 +139,14 @@ def label_artifact(
         ingredients = [ingredient(maps) for maps in sources]
     elif len(ingredients) != len(sources):
         raise UsageError(f"{len(ingredients)} ingredients for {len(sources)} artifacts.")
-    settings = label_settings(
-        ingredients, ids, tau=tau, rule=rule, sal_threshold=sal_threshold, ignore=ignore
-    )
-    produce = partial(
-        _label, cam, sal, tau=tau.tau, rule=rule, sal_threshold=sal_threshold, ignore=ignore
-    )
+    how: dict[str, Any] = {
+        "rule": rule,
+        "sal_threshold": sal_threshold,
+        "ignore": ignore,
+        "beta": beta,
+    }
+    settings = label_settings(ingredients, ids, tau=tau, **how)
+    produce = partial(_label, cam, sal, tau=tau.tau, **how)
     write = _write_pngs if as_ == "png" else _write_shards
     return write(Path(os.path.abspath(out)), ids, produce, settings, progress)
 

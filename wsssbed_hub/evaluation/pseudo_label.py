@@ -12,77 +12,34 @@ the choice is called ``rule``:
     The published program: with saliency ``A >= tau`` is enough, without saliency it takes
     ``A > tau``. Compared in float32, and ``1 - S`` of the soft saliency is rounded to float32,
     which moves pixels whose two grey values add up to 255.
+
+The rules of the methods' own authors (``oaa``, ``mcis``, ``drs``, ``edam``) are in
+``wsssbed_hub.evaluation.method_rules``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from wsssbed_hub.artifacts.keys import Key
-from wsssbed_hub.utils.errors import HubError, UsageError, did_you_mean
+from wsssbed_hub.evaluation.method_rules import (
+    EDAM_BETA,
+    LEVELS,
+    check_rule,
+    check_settings,
+    label_drs,
+    label_edam,
+    label_oaa,
+)
+from wsssbed_hub.evaluation.method_rules import IGNORE as IGNORE  # part of this module's names
+from wsssbed_hub.utils.errors import HubError
 
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.manifest import Rule
 
-IGNORE = 255
 MAX_CLASS_ID = IGNORE - 2  # class id c is written as c + 1, and 255 is taken
-RULES = ("paper", "release")
-
-
-@dataclass(frozen=True)
-class PublishedThreshold:
-    """How a method's labels are made: its tau, and whether saliency maps take part."""
-
-    tau: float
-    saliency: bool
-
-
-# Table 6 of the WSSS-BED paper, on VOC 2012; the release's scripts for COCO 2014 (of CAM, DRS, EPS
-# and L2G) have the same. EPS and L2G already learnt from saliency maps (Section 3.2).
-PUBLISHED: Mapping[str, PublishedThreshold] = MappingProxyType(
-    {
-        "cam": PublishedThreshold(0.1, saliency=True),
-        "oaa": PublishedThreshold(0.3, saliency=True),
-        "mcis": PublishedThreshold(0.5, saliency=True),
-        "drs": PublishedThreshold(0.5, saliency=True),
-        "edam": PublishedThreshold(0.5, saliency=True),
-        "eps": PublishedThreshold(0.2, saliency=False),
-        "l2g": PublishedThreshold(0.3, saliency=False),
-    }
-)
-
-
-def method_of(cam_key: str | Key) -> str:
-    """The method that a cam key names: ``eps`` for ``cam/eps-vst-duts@1.0.0``.
-
-    Raises UsageError if the key is not one of activation maps.
-    """
-    key = Key.parse(str(cam_key))
-    if key.kind != "cam":
-        raise UsageError(f"{key} does not name activation maps. Their keys begin with cam/.")
-    return key.name.split("-")[0]
-
-
-def published(cam_key: str | Key) -> PublishedThreshold:
-    """The published settings of the method that ``cam_key`` names.
-
-    Raises UsageError if the key is no cam key or nothing was published for its method.
-    """
-    method = method_of(cam_key)
-    if method not in PUBLISHED:
-        raise UsageError(
-            f"No published threshold is known for {method!r} ({cam_key}), only for "
-            f"{', '.join(PUBLISHED)}.{did_you_mean(method, PUBLISHED)} Give a tau, or read one "
-            "off a curve."
-        )
-    return PUBLISHED[method]
 
 
 def pseudo_label(
@@ -94,6 +51,7 @@ def pseudo_label(
     sal_threshold: float = 0.2,
     rule: Rule = "paper",
     ignore: bool = True,
+    beta: float = EDAM_BETA,
 ) -> np.ndarray:
     """The pseudo label of one image.
 
@@ -107,12 +65,19 @@ def pseudo_label(
     else 255, or 0 with ``ignore=False``; any other pixel gets 0. Without saliency the class needs
     to exceed tau, else 0: nothing is ignored. ``sal_threshold=0`` keeps the saliency soft, as the
     release can: the class must also exceed ``1 - S``, and what fails with ``S > 0`` is ignored.
-    ``rule`` decides about equality and precision, see the module.
+    ``rule`` decides about equality and precision, see the module. The other rules label as
+    ``method_rules`` says: ``tau`` is the score below which a class counts as 0; ``oaa``, ``mcis``
+    and ``drs`` take saliency maps alone and their own idea of salient; ``ignore`` is for ``drs``
+    as here, for ``oaa`` and ``mcis`` always, for ``edam`` never; ``beta`` is edam's alone.
 
-    Raises UsageError for tau, sal_threshold or rule, HubError for the arrays.
+    Raises UsageError for the settings, HubError for the arrays.
     """
     check_settings(tau, sal_threshold, rule)
+    check_rule(rule, saliency=saliency is not None, ignore=ignore, beta=beta)
     check_inputs(activations, class_ids, saliency)
+    if rule not in ("paper", "release"):
+        how = {"tau": tau, "sal_threshold": sal_threshold, "beta": beta}
+        return _by_authors_rule(activations, class_ids, saliency, rule, ignore=ignore, **how)
     label, values = winners(activations, class_ids, np.asarray(class_ids) + 1)
     labelled = values >= first_label_value(tau, rule=rule, saliency=saliency is not None)
     if saliency is None:
@@ -127,19 +92,22 @@ def pseudo_label(
     return label
 
 
-def check_settings(tau: float, sal_threshold: float, rule: str) -> None:
-    """Raises UsageError unless both numbers are in [0, 1] and the rule exists."""
-    for name, value in (("tau", tau), ("sal_threshold", sal_threshold)):
-        number = isinstance(value, int | float | np.integer | np.floating)
-        if not number or isinstance(value, bool) or not math.isfinite(value):
-            raise UsageError(f"{name} is {value!r}; it must be a number from 0 to 1.")
-        if not 0 <= value <= 1:
-            raise UsageError(f"{name} is {value}; it must be from 0 to 1 (grey value / 255).")
-    if rule not in RULES:
-        raise UsageError(
-            f"There is no rule {rule!r}.{did_you_mean(str(rule), RULES)} "
-            f"Rules are {' and '.join(RULES)}."
-        )
+def _by_authors_rule(
+    activations: np.ndarray,
+    class_ids: np.ndarray,
+    saliency: np.ndarray | None,
+    rule: str,
+    *,
+    tau: float,
+    ignore: bool,
+    **of_edam: float,
+) -> np.ndarray:
+    if rule == "edam":
+        return label_edam(scores_of(activations), class_ids, saliency, tau=tau, **of_edam)
+    assert saliency is not None  # see check_rule
+    if rule == "drs":
+        return label_drs(scores_of(activations), class_ids, saliency, tau=tau, ignore=ignore)
+    return label_oaa(activations, class_ids, saliency, tau=tau, levels=LEVELS[rule])
 
 
 def check_inputs(
@@ -214,7 +182,8 @@ def first_label_value(tau: float, *, rule: str, saliency: bool) -> int:
     """The lowest grey value, 1..256, that gets a class at ``tau``; 256 says that none does.
 
     Grey value 0 never does: with saliency it ties with the background's score of 0, without
-    saliency it does not exceed tau.
+    saliency it does not exceed tau. All rules but the paper's compare as the release does; those
+    of OAA and MCIS compare no grey values.
     """
     grey = np.arange(256)
     if rule == "paper":
@@ -256,5 +225,10 @@ def _soft_bars(rule: str) -> np.ndarray:
     return (255 - exceeds.sum(axis=0)).astype(np.uint8)
 
 
+def scores_of(grey: np.ndarray) -> np.ndarray:
+    """float32 scores in [0, 1] of grey values uint8."""
+    return grey.astype(np.float32) / np.float32(255)
+
+
 def _float32_scores() -> np.ndarray:
-    return np.arange(256, dtype=np.float32) / np.float32(255)
+    return scores_of(np.arange(256, dtype=np.uint8))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 from wsssbed_hub.artifacts.keys import KINDS, Key
 from wsssbed_hub.artifacts.lineage import trace
 from wsssbed_hub.artifacts.manifest import Chosen, Manifest, Supervision
+from wsssbed_hub.evaluation.published import PUBLISHED, PublishedLabels, method_of
 from wsssbed_hub.utils.errors import UsageError, did_you_mean
 
 SUPERVISIONS: tuple[str, ...] = get_args(Supervision)
@@ -26,7 +27,11 @@ _WHOLE, _PART, _KEY, _METHOD, _TITLE, _FACT, _PAPER_TEXT = 100, 50, 40, 30, 20, 
 
 
 class Row(NamedTuple):
-    """One key over one target, at its latest version. ``size`` is in bytes; None is not known."""
+    """One key over one target, at its latest version.
+
+    ``size`` is in bytes, None is not known; ``published``, of activation maps alone, says how
+    labels were made of them.
+    """
 
     key: str
     kind: str
@@ -40,6 +45,7 @@ class Row(NamedTuple):
     supervision: list[str]
     images: int | None
     size: int | None
+    published: PublishedLabels | None
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ def _found(known: dict[str, Manifest], manifest: Manifest, chosen: Chosen) -> Fo
         supervision=list(dict.fromkeys(item.supervision for item in items)),
         images=entry.images,
         size=entry.size if entry.files else None,
+        published=PUBLISHED.get(method_of(manifest.key)) if manifest.kind == "cam" else None,
     )
     sods = frozenset(name for key in saliencies for name in _names(key, find(key)))
     return Found(row, sods, frozenset(map(_plain, methods)))

@@ -17,9 +17,10 @@ from wsssbed_hub.artifacts.manifest import Manifest, Threshold
 from wsssbed_hub.artifacts.maps import Maps
 from wsssbed_hub.datasets import open_target
 from wsssbed_hub.evaluation.curves import ThresholdCurve, threshold_curve
+from wsssbed_hub.evaluation.method_rules import EDAM_BETA
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
-from wsssbed_hub.evaluation.thresholds import resolve_threshold
+from wsssbed_hub.evaluation.thresholds import published_thresholds
 from wsssbed_hub.registry.pull import open_registry
 from wsssbed_hub.report import (
     Node,
@@ -52,14 +53,19 @@ QUALITY = ("mae", "f", "s")  # what the report's table shows of a saliency map
 class Pair:
     """The activation maps with one saliency map (or with none), at every threshold.
 
-    ``published`` is None where nothing was published for the method, or only for labels that are
-    made the other way (with or without saliency).
+    ``thresholds`` are those that were published for labels made this way, the one that counts for
+    the report first; there are none of a method that nobody published about, or only for labels
+    that are made the other way (with or without saliency).
     """
 
     sal: Maps | None
     curve: ThresholdCurve
-    published: Threshold | None
+    thresholds: list[Threshold]
     quality: SaliencyScore | None
+
+    @property
+    def published(self) -> Threshold | None:
+        return self.thresholds[0] if self.thresholds else None
 
     @property
     def name(self) -> str:
@@ -118,6 +124,7 @@ def compare(
     split: str,
     rule: Rule = "paper",
     sal_threshold: float = 0.2,
+    beta: float = EDAM_BETA,
     saliency_quality: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -146,6 +153,7 @@ def compare(
             num_classes=dataset.num_classes,
             sal_threshold=sal_threshold,
             rule=rule,
+            beta=beta,
             progress=advance,
         )
         done += 1
@@ -156,7 +164,8 @@ def compare(
                 measures, f"objects of {target} {split}", count, list_digest(truth.image_ids)
             )
             done += 1
-        pairs.append(Pair(sal, curve, _published(cam, saliency=sal is not None), quality))
+        known = published_thresholds(cam.key, saliency=sal is not None, rule=rule)
+        pairs.append(Pair(sal, curve, known, quality))
     ids = list_digest(truth.image_ids)
     own = []
     for maps in labels:
@@ -166,13 +175,6 @@ def compare(
         own.append(OwnLabels(maps, own_label_score(score, split, ids)))
         done += 1
     return Comparison(cam, pairs, own, dataset, split, count, ids)
-
-
-def _published(cam: Maps, *, saliency: bool) -> Threshold | None:
-    try:
-        return resolve_threshold(cam.key, saliency=saliency)
-    except UsageError:  # nothing was published for labels of this kind
-        return None
 
 
 def make_report(
@@ -319,4 +321,5 @@ class _Labelled:
             self._tau,
             sal_threshold=0.2 if curve.sal_threshold is None else curve.sal_threshold,
             rule=curve.rule,
+            beta=curve.beta,
         )

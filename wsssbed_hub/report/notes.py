@@ -14,7 +14,7 @@ from wsssbed_hub.report.data import (
     SegmentationScore,
 )
 
-TAU_WORDS = {"curve": "best", "published": "published", "given": "given"}
+TAU_WORDS = {"curve": "best", "published": "published", "authors": "authors'", "given": "given"}
 _GROUPS = {
     "saliency": ("saliency",),
     "labels": ("fixed", "best"),

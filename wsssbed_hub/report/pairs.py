@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from wsssbed_hub.report.data import ResultRow, SegmentationScore
+from wsssbed_hub.report.notes import TAU_WORDS
 
 Verdict = Literal["yes", "in part", "no", "cannot tell"]
 DECIMALS = 3  # of MAE, max F and S-measure, and of mIoU as a fraction: what the tables print
@@ -86,7 +87,8 @@ def find(rows: Sequence[ResultRow]) -> Finding:
 def fixed_words(rows: Sequence[ResultRow]) -> str:
     """The tau that was not read off a curve: ``published tau``, ``given tau`` or both."""
     origins = {row.fixed.threshold.origin for row in rows if row.fixed is not None}
-    words = [word for word in ("published", "given") if word in origins] or ["published"]
+    words = [TAU_WORDS[word] for word in ("published", "authors", "given") if word in origins]
+    words = words or ["published"]
     return " or ".join(words) + " tau"
 
 

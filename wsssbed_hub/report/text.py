@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Columns that the terminal's table leaves out, by title, and by part of their group and title where
 # even the names of the rows do not fit, then by title alone: 80 columns have to do.
 LEFT_OUT = ("labelled",)
-LEFT_OUT_NARROW = ("published tau", "given tau"), ("coverage",)
+LEFT_OUT_NARROW = ("published tau", "authors' tau", "given tau"), ("coverage",)
 NARROWEST = 2
 JOINER = "\u2060"
 

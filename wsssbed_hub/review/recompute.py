@@ -19,13 +19,16 @@ from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.manifest import Chosen, Ingredient, Manifest, Result
 from wsssbed_hub.datasets import NotThere, open_target
 from wsssbed_hub.evaluation.curves import ThresholdCurve, threshold_curve
+from wsssbed_hub.evaluation.method_rules import CURVE_RULES
 from wsssbed_hub.evaluation.metrics import SegmentationMetrics, class_iou, mean_iou
-from wsssbed_hub.evaluation.pseudo_label import published
+from wsssbed_hub.evaluation.published import published
 from wsssbed_hub.evaluation.saliency_metrics import MEASURES
 from wsssbed_hub.evaluation.score import Foreground, score_labels, score_saliency
+from wsssbed_hub.evaluation.thresholds import published_thresholds
 from wsssbed_hub.utils.errors import HubError, UsageError
 
 if TYPE_CHECKING:
+    from wsssbed_hub.artifacts.manifest import Rule
     from wsssbed_hub.artifacts.maps import Maps
     from wsssbed_hub.datasets import Target
     from wsssbed_hub.registry.base import Registry
@@ -85,7 +88,7 @@ class _Way(NamedTuple):
     split: str
     saliency: Ingredient | None
     sal_threshold: float
-    rule: Literal["paper", "release"]
+    rule: Rule
 
 
 class Recomputation:
@@ -260,8 +263,10 @@ class Recomputation:
         }
 
     def _way(self, result: Result, split: str) -> _Way:
+        if result.rule is not None and result.rule not in CURVE_RULES:
+            raise NotCheckable(f"labels by the rule {result.rule} have no curve")
         if result.saliency is None:
-            return _Way(split, None, 0.2, result.rule or "paper")  # both rules are one then
+            return _Way(split, None, 0.2, result.rule or "paper")  # all rules are one then
         if result.rule is None or result.sal_threshold is None:
             raise NotCheckable("it does not say by which rule, or at which sal_threshold")
         return _Way(split, result.saliency, result.sal_threshold, result.rule)
@@ -310,22 +315,24 @@ class Recomputation:
             raise NotCheckable(f"{self.manifest.kind} has no tau of its own")
         if stated.origin == "given":
             return "given, whatever it is"
-        if stated.origin == "published":
-            return self._check_published(stated.tau, saliency=result.saliency is not None)
+        if stated.origin in ("published", "authors"):
+            return self._check_published(result)
         curve = self._curve(self._way(result, stated.split or result.split))
         best = curve.best_tau()
         if not agrees(stated.tau, best) and curve.index_of(stated.tau) != curve.best_index():
             raise Wrong(f"{stated.tau:g} is stated, the best on {stated.split} is {best:.6g}")
         return f"the best on {stated.split} is {best:.6g}"
 
-    def _check_published(self, tau: float, *, saliency: bool) -> str:
+    def _check_published(self, result: Result) -> str:
+        stated, rule = result.threshold, result.rule or "paper"
+        assert stated is not None
         try:
-            default = published(self.manifest.parsed_key)
+            known = published(self.manifest.parsed_key)
         except UsageError as error:
             raise NotCheckable(str(error)) from None
-        if default.saliency != saliency or default.tau != tau:
-            how = "with" if default.saliency else "without"
-            raise Wrong(f"{default.tau:g} was published, for labels made {how} saliency maps")
+        saliency = result.saliency is not None
+        if stated not in published_thresholds(self.manifest.key, saliency=saliency, rule=rule):
+            raise Wrong(f"of this method was published: {known}")
         return "as published"
 
     def _check_recipe(self, result: Result) -> str:
