@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stages.ops.densecrf import (
     gaussian_lattice,
 )
 from stages.ops.permutohedral import Lattice
+from stages.runtime.inference import through_network
 from stages.runtime.method import Image
 from wsssbed_hub.artifacts.shard_writer import write_parts
 
@@ -30,15 +32,16 @@ def maps_written(method: Any, network: nn.Module, data: Pictures, threads: int) 
     """Images a second, as a stage writes saliency maps: read ahead, PNGs encoded behind."""
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         method.saliency(network, Image("warm", data.read_image(data.image_ids[0])))
+        device = next(network.parameters()).device
         began = time.perf_counter()
         write_parts(
             Path(folder) / "maps",
             "sal",
             data.image_ids,
-            lambda image: method.saliency(network, image),
+            torch.inference_mode()(partial(method.saliency, network)),
             settings={},
             read=lambda image_id: Image(image_id, data.read_image(image_id)),
-            threads=threads,
+            pipe=partial(through_network, device=device, workers=threads),
         )
         return len(data.image_ids) / (time.perf_counter() - began)
 

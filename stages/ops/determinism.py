@@ -12,10 +12,12 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def _entropy(parts: tuple[int | str, ...]) -> int:
@@ -78,9 +80,34 @@ def avoid_cache_sized_sums(network: nn.Module) -> None:
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and max(map(int, layer.padding)) > 3:
-            layer.register_forward_pre_hook(lambda *_: _use_onednn(False))
-            layer.register_forward_hook(lambda *_: _use_onednn(True), always_call=True)
+            layer._conv_forward = partial(_convolve_by_products, layer)  # type: ignore[method-assign]
 
 
-def _use_onednn(enabled: bool) -> None:
-    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]  # a property
+def _convolve_by_products(
+    layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """What ``layer`` computes, in float32 under autocast too. No switch of torch's is touched:
+    those are the same for all threads."""
+    parts = (
+        x.to(weight.dtype).chunk(layer.groups, 1),
+        weight.chunk(layer.groups),
+        [None] * layer.groups if bias is None else bias.chunk(layer.groups),
+    )
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    found = [_products(one, w, b, *window) for one, w, b in zip(*parts, strict=True)]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def _products(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+) -> Tensor:
+    products: Any = torch._C._nn  # has no types
+    if max(dilation) > 1:
+        return products.slow_conv_dilated2d(x, weight, kernel, bias, stride, padding, dilation)
+    return products.thnn_conv2d(x, weight, kernel, bias, stride, padding)

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.ops.determinism import reseed
 from stages.runtime import distributed
+from stages.runtime.inference import through_network
 from stages.runtime.method import Image
 from stages.runtime.options import OutputOptions
 from stages.runtime.progress import progress, say
@@ -22,7 +23,7 @@ from wsssbed_hub.artifacts.digests import list_digest
 from wsssbed_hub.artifacts.key_folder import complete, finished
 from wsssbed_hub.artifacts.keys import Key
 from wsssbed_hub.artifacts.manifest import Ingredient, MethodCitation, Provenance, Result, TrainedOn
-from wsssbed_hub.artifacts.shard_writer import PART, Written, read_record
+from wsssbed_hub.artifacts.shard_writer import PART, Pipe, Written, read_record
 from wsssbed_hub.datasets import Target
 from wsssbed_hub.registry.open_artifact import (
     Activations,
@@ -34,7 +35,7 @@ from wsssbed_hub.registry.open_artifact import (
 )
 from wsssbed_hub.utils.errors import HubError, UsageError
 
-_ENCODERS = 2  # threads that turn maps between phases into PNGs
+_ENCODERS = 2  # threads beside a GPU that turn maps between phases into PNGs
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,18 @@ def write_artifact(
     provenance: Callable[[], Provenance],
     *,
     read: Callable[[str], Any] | None = None,
-    threads: int = 0,
+    device: torch.device,
+    workers: int,
 ) -> None:
     """Write the maps that ``produce`` gives of each image, by all processes, and the manifest.
 
-    It gets the image's id, or what ``read`` makes of it; ``threads`` of each process read ahead and
-    encode behind. Images that an earlier command finished are not produced again.
+    It gets the image's id, or what ``read`` makes of it, as ``through_network`` has it. Images that
+    an earlier command finished are not produced again.
     """
     ids = list(artifact.image_ids or ())
     settings = artifact.settings
-    _write_shares(
-        artifact.folder, kind, ids, produce, settings, artifact.key, read=read, threads=threads
-    )
+    pipe = partial(through_network, device=device, workers=workers)
+    _write_shares(artifact.folder, kind, ids, produce, settings, artifact.key, pipe, read=read)
 
     def finish() -> None:
         written = write_maps(artifact.folder, kind, ids, _made_already, settings=settings)
@@ -148,11 +149,12 @@ def write_scratch_maps(
     network.eval()
 
     def one(image_id: str) -> np.ndarray | Activations:
-        reseed("maps", image_id)
         with torch.inference_mode():
             return produce(image_id)
 
-    _write_shares(folder, kind, image_ids, one, {}, folder.name, threads=_ENCODERS)
+    device = next(network.parameters()).device
+    pipe = partial(through_network, device=device, workers=_ENCODERS)
+    _write_shares(folder, kind, image_ids, one, {}, folder.name, pipe)
     distributed.on_main(lambda: write_maps(folder, kind, image_ids, _made_already, settings={}))
     network.train(training)
 
@@ -172,9 +174,9 @@ def _write_shares(
     produce: Callable[[Any], np.ndarray | Activations],
     settings: Mapping[str, Any],
     name: str,
+    pipe: Pipe,
     *,
     read: Callable[[str], Any] | None = None,
-    threads: int = 0,
 ) -> None:
     """Every process writes its share; when this returns, all of it is there."""
     rank, processes = distributed.rank(), distributed.size()
@@ -190,7 +192,7 @@ def _write_shares(
             part=(rank, processes),
             progress=lambda done, _: show(done, ""),
             read=read,
-            threads=threads,
+            pipe=pipe,
         )
     distributed.barrier()
 
@@ -200,13 +202,16 @@ def _made_already(image_id: str) -> np.ndarray:
 
 
 def without_gradients(make: Callable[[Image], np.ndarray], image: Image) -> np.ndarray:
-    """The maps that ``make`` gives for one image, the same whatever was made before.
+    """The maps that ``make`` gives for one image, the same whatever was made before or beside it.
 
-    Raises HubError if they have not the size of the image.
+    Raises HubError if they have not the size of the image, TypeError for a method that draws from
+    torch's common generator: images share it (``ops.determinism.generator`` makes one for each).
     """
-    reseed("maps", image.id)
+    drawn = torch.get_rng_state()
     with torch.inference_mode():
         maps = make(image)
+    if not torch.equal(drawn, torch.get_rng_state()):
+        raise TypeError(f"the maps of image {image.id} were made with common random numbers")
     if maps.shape[-2:] != image.rgb.shape[:2]:
         raise HubError(
             f"The method made maps of {maps.shape[-2:]} (height, width) of image {image.id}, "

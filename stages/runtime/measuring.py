@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 
 from stages.runtime import distributed
 from stages.runtime.artifacts import list_ingredient, require_count
+from stages.runtime.inference import through_network
 from stages.runtime.method import Image
 from stages.runtime.options import TrainOptions
 from stages.runtime.progress import progress, say
@@ -28,7 +28,6 @@ from wsssbed_hub.artifacts.manifest import Ingredient, Result
 from wsssbed_hub.datasets import SOD_DATASETS, SodDataset, Target, open_sod_dataset
 from wsssbed_hub.evaluation.metrics import SegmentationMetrics
 from wsssbed_hub.evaluation.saliency_metrics import SSNetSaliencyMetrics
-from wsssbed_hub.utils.parallel import pipeline
 
 VAL = "val"
 SOD_BENCHMARKS = ("ecssd", "pascal-s", "hku-is", "sod", "duts-te")
@@ -88,7 +87,7 @@ class Segmentation(Benchmark):
     """The val split of a target. Scores are those of ``SegmentationMetrics.as_dict``.
 
     With ``crf`` a field ``crf`` holds the same scores of the refined labels. These are made on the
-    CPU, by so many ``threads`` of each process, which also read ahead, while the network goes on.
+    CPU, by so many ``threads`` of each process, which also read ahead, while a GPU goes on.
     """
 
     target: Target
@@ -126,17 +125,14 @@ class Segmentation(Benchmark):
             return image_id, expected, label, None if refine is None else refine()
 
         title = "measuring mIoU" + (f" without and with CRF {self.crf}" if self.crf else "")
-        with progress(title, len(share), "image") as show, _single_threads() as initializer:
-            made = pipeline(
-                share, read, predict, finish, threads=self.threads, initializer=initializer
-            )
-            with closing(made):
-                for image_id, expected, label, better in made:
-                    raw.add(label, expected, image_id)
-                    if better is not None:
-                        refined.add(better, expected, image_id)
-                    show(raw.images, "")
         device = next(trained.network.parameters()).device
+        made = through_network(share, read, predict, finish, device=device, workers=self.threads)
+        with progress(title, len(share), "image") as show, closing(made):
+            for image_id, expected, label, better in made:
+                raw.add(label, expected, image_id)
+                if better is not None:
+                    refined.add(better, expected, image_id)
+                show(raw.images, "")
         found = of_all_processes(raw, len(self.image_ids), device)
         if self.crf is not None:
             found["crf"] = of_all_processes(refined, len(self.image_ids), device)
@@ -168,16 +164,6 @@ class Segmentation(Benchmark):
             values = {number: score["class_iou"][place] for number, score in scores.items()}
             found += results(f"IoU {name}", values, seed, self.image_ids, own=False, **how)
         return found
-
-
-@contextmanager
-def _single_threads() -> Iterator[Callable[[], object]]:
-    """A function to have torch take one core in a thread: a CRF gains nothing from several."""
-    before = torch.get_num_threads()
-    try:
-        yield partial(torch.set_num_threads, 1)
-    finally:
-        torch.set_num_threads(before)  # threads that start later take the number set last
 
 
 def of_all_processes(score: SegmentationMetrics, images: int, device: torch.device) -> Score:
@@ -229,7 +215,10 @@ class Saliency(Benchmark):
             with torch.inference_mode():
                 return found[0].id, found[1], self.predict(trained, found[0])
 
-        made = pipeline(share, read, predict, lambda found: found, threads=self.threads)
+        device = next(trained.network.parameters()).device
+        made = through_network(
+            share, read, predict, lambda found: found, device=device, workers=self.threads
+        )
         with progress(title, len(share), "image") as show, closing(made):
             for done, (image_id, mask, maps) in enumerate(made, start=1):
                 for kind, score in scores.items():

@@ -180,7 +180,7 @@ class Study:
         if artifact.key not in self._finished:
             artifact.discard_unfinished()  # what is there may come of another training
             made = partial(self._made, training, made_from)
-            write_artifact(artifact, how.kind, maps.read, made, threads=self.session.workers)
+            write_artifact(artifact, how.kind, maps.read, made, **self._beside)
         return maps
 
     def write_maps(
@@ -230,7 +230,7 @@ class Study:
             partial(how.make, trained),
             partial(self._made, training, trained.made_from, more),
             read=how.read,
-            threads=self.session.workers,
+            **self._beside,
         )
 
     def write_weights(
@@ -271,6 +271,11 @@ class Study:
             if to.key not in self._finished:
                 distributed.on_main(partial(write, to, one))
                 say(f"{to.key}@{to.options.version}: in {to.folder}")
+
+    @property
+    def _beside(self) -> dict[str, Any]:
+        """Where maps are made, and with how many threads beside."""
+        return {"device": self.session.device, "workers": self.session.workers}
 
     def _made(
         self,

@@ -23,6 +23,7 @@ from wsssbed_hub.registry.open_artifact import (
     write_parts,
 )
 from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.parallel import pipeline
 
 MANY = [f"shapes_{number:06d}" for number in range(200)]
 
@@ -220,9 +221,8 @@ def test_threads_that_read_and_encode_change_nothing(tmp_path: Path, kind: str) 
     files = []
     for threads in (0, 1, 3):
         folder = tmp_path / str(threads)
-        write_parts(
-            folder, kind, MANY, lambda found: found, settings={}, read=maps.get, threads=threads
-        )
+        pipe = partial(pipeline, threads=threads)
+        write_parts(folder, kind, MANY, lambda found: found, settings={}, read=maps.get, pipe=pipe)
         written = sorted((folder / ".partial").glob("*.parquet"))
         files.append([path.read_bytes() for path in written])
     assert len(files[0]) > 1

@@ -119,6 +119,23 @@ def test_a_pipeline_gives_the_results_in_order_and_works_in_this_thread() -> Non
         assert (here in finished_by) == (threads == 0)
 
 
+def test_at_once_the_threads_work_too() -> None:
+    """The first item is worked on until the second is, in another thread."""
+    both = threading.Barrier(2, timeout=60)
+    workers: set[int] = set()
+
+    def work(number: int) -> int:
+        workers.add(threading.get_ident())
+        if number < 2:
+            both.wait()
+        return number
+
+    steps = (abs, work, lambda number: number + 1)
+    assert list(pipeline(range(9), *steps, threads=2, at_once=True)) == [*range(1, 10)]
+    assert len(workers) == 2
+    assert threading.get_ident() not in workers
+
+
 def test_the_work_waits_neither_for_what_comes_before_nor_for_what_comes_after() -> None:
     """The first item is finished only after the third was worked on, which was read meanwhile."""
     third = threading.Event()
@@ -137,7 +154,8 @@ def test_the_work_waits_neither_for_what_comes_before_nor_for_what_comes_after()
 
 @pytest.mark.parametrize("step", ["read", "work", "finish"])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_an_error_anywhere_ends_a_pipeline(step: str, threads: int) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_error_anywhere_ends_a_pipeline(step: str, threads: int, at_once: bool) -> None:
     def fails_at(name: str) -> Callable[[int], int]:
         def do(number: int) -> int:
             if name == step and number == 5:
@@ -146,7 +164,8 @@ def test_an_error_anywhere_ends_a_pipeline(step: str, threads: int) -> None:
 
         return do
 
-    found = pipeline(range(9), *map(fails_at, ("read", "work", "finish")), threads=threads)
+    steps = map(fails_at, ("read", "work", "finish"))
+    found = pipeline(range(9), *steps, threads=threads, at_once=at_once)
     with pytest.raises(ValueError, match=f"5 in {step}"):
         list(found)
 

@@ -7,9 +7,10 @@ Everything happens in ``<folder>/.partial``: ``settings.json`` says what is bein
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ SHARD_BYTES = 480 << 20  # parts are added to a shard while they fit; the Hub li
 _DIGESTS = "wsssbed-hub.digests"  # image digests, in a part's footer only
 
 Produce = Callable[[Any], "np.ndarray | Activations"]
+Pipe = Callable[..., Generator[Any]]
+"""``pipeline`` with all but the items and the three steps given."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,12 @@ def write_parts(
     part: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
     read: Callable[[str], Any] | None = None,
-    threads: int = 0,
+    pipe: Pipe = functools.partial(pipeline, threads=0),
 ) -> None:
     """The share of ``part=(rank, processes)`` of ``write_maps``, without the merging.
 
-    With ``read`` it is ``produce(read(image_id))``. So many ``threads`` read ahead and turn maps
-    into PNGs behind; ``produce`` is called in this one, in the order of the ids.
+    With ``read`` it is ``produce(read(image_id))``. ``pipe`` takes the ids through reading,
+    producing and turning into PNGs, and says in which threads.
     """
     rank, processes = part
     ids = sorted(image_ids)
@@ -125,20 +128,22 @@ def write_parts(
         image_id, found = image
         maps = produce(found)
         check_maps(kind, maps, f"the map that was made of image {image_id}")
-        advance(1)
         return image_id, maps
 
-    encoded = pipeline(
+    encoded = pipe(
         [image_id for _, chunk in waiting for image_id in chunk],
         lambda image_id: (image_id, image_id if read is None else read(image_id)),
         make,
         lambda made: (row(kind, *made), digest_of(made[1])),
-        threads=threads,
     )
     with closing(encoded):
         for number, chunk in waiting:
-            rows, digests = zip(*itertools.islice(encoded, len(chunk)), strict=True)
-            _write_part(_part_path(partial, number), kind, list(rows), list(digests))
+            rows, digests = [], []
+            for one, digest in itertools.islice(encoded, len(chunk)):
+                rows.append(one)
+                digests.append(digest)
+                advance(1)
+            _write_part(_part_path(partial, number), kind, rows, digests)
 
 
 def _check_request(kind: str, ids: list[str], rank: int, processes: int) -> None:

@@ -107,6 +107,10 @@ def _thread(
         ended.put(None)
 
 
+def _same(item: T) -> T:
+    return item
+
+
 def pipeline(
     items: Iterable[T],
     read: Callable[[T], Read],
@@ -114,17 +118,25 @@ def pipeline(
     finish: Callable[[Made], Result],
     *,
     threads: int,
+    at_once: bool = False,
     initializer: Callable[[], object] | None = None,
 ) -> Generator[Result]:
     """``finish(work(read(item)))`` of each item, in order.
 
     ``work`` happens in this thread, item after item; ``threads`` others read ahead of it and finish
-    behind, so that it never waits for them as long as they keep up. With 0 all happens here. A few
-    items for each thread are in memory. To be closed when it is left early.
+    behind, so that it never waits for them as long as they keep up. With ``at_once`` they work too,
+    each at an item of its own. With 0 threads all happens here. A few items for each thread are in
+    memory. To be closed when it is left early.
     """
+
+    def whole(item: T) -> Result:
+        return finish(work(read(item)))
+
     if threads == 0:
-        for item in items:
-            yield finish(work(read(item)))
+        yield from map(whole, items)
+        return
+    if at_once:
+        yield from pipeline(items, whole, _same, _same, threads=threads, initializer=initializer)
         return
     ahead = 2 * threads + 1
     remaining = iter(items)
