@@ -107,6 +107,7 @@ TOGETHER = """
 import sys, numpy as np, torch
 from pathlib import Path
 from torch import nn
+from stages.__main__ import leave
 from stages.runtime.artifacts import open_scratch_maps, write_scratch_maps
 from stages.runtime.memory import Memory
 from stages.runtime import distributed as d
@@ -179,7 +180,7 @@ assert d.gathered({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
 def fail():
     raise UsageError("said once")
 
-sys.exit(guarded(lambda: d.on_main(fail)))
+leave(guarded(lambda: d.on_main(fail)))
 """
 
 
