@@ -39,6 +39,7 @@ from wsssbed_hub.utils.errors import HubError
 # float32 places a point between vertices to 1/16 of their distance at this coordinate; beyond it
 # the barycentric weights would be noise.
 _FARTHEST = 2**20
+_LARGEST = 40 << 20  # two such arrays are in memory at a time
 
 
 class Rows(NamedTuple):
@@ -82,7 +83,16 @@ class Lattice:
     slicing: Rows  # points from vertices, "slice" in the paper
 
     def filter(self, values: Tensor) -> Tensor:
-        """K(v), column by column: contiguous float32[P, C] to float32[P, C]."""
+        """K(v), column by column: contiguous float32[P, C] to float32[P, C].
+
+        So many columns at a time that their numbers at all vertices take ``_LARGEST`` bytes: of
+        noise there are several times as many vertices as points.
+        """
+        vertices = self.blur[0].offsets.numel() - 1
+        parts = math.ceil(vertices * values.shape[1] * 4 / _LARGEST)
+        if parts > 1 and values.shape[1] > 1:
+            columns = values.tensor_split(min(parts, values.shape[1]), 1)
+            return torch.cat([self.filter(part.contiguous()) for part in columns], 1)
         for rows in (*self.splat, *self.blur, self.slicing):
             values = rows.times(values)
         return values

@@ -72,6 +72,26 @@ def test_lattice_equals_one_made_point_by_point(dimensions: int) -> None:
     assert_close_in_norm(filtered, expected, 1e-5)
 
 
+@pytest.mark.parametrize("largest", [1, 900])
+def test_columns_that_are_filtered_some_at_a_time_are_the_same(
+    largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lattice = build_lattice(torch.randn(3, 100, generator=torch.Generator().manual_seed(2)))
+    values = torch.rand(100, 5, generator=torch.Generator().manual_seed(3))
+    expected = lattice.filter(values)
+    widths = []
+    times = Rows.times
+
+    def watched(rows: Rows, part: torch.Tensor) -> torch.Tensor:
+        widths.append(part.shape[1])
+        return times(rows, part)
+
+    monkeypatch.setattr(permutohedral, "_LARGEST", largest)
+    monkeypatch.setattr(Rows, "times", watched)
+    assert_close_in_norm(lattice.filter(values), expected, FLOAT32)
+    assert max(widths) < 5
+
+
 @pytest.mark.parametrize("longest", [2, 7])
 def test_rows_that_are_split_have_the_same_sums(longest: int) -> None:
     generator = torch.Generator().manual_seed(4)
