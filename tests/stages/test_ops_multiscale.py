@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.ops.images import fuse, multi_scale_maps, scaled_input
+from stages.ops.images import divide_by_maximum, fuse, multi_scale_maps, scaled_input
 
 pytestmark = pytest.mark.numerical
 
@@ -73,3 +73,20 @@ def test_the_maps_of_a_mirrored_image_are_mirrored(
     )
     # Pillow's resizing rounds to 8 bits, from the left and from the right.
     assert np.abs(mirrored - maps[..., ::-1]).max() <= 4
+
+
+@pytest.mark.parametrize(("epsilon", "first"), [(1.0, [0.0, 0.5, 0.75]), (0.0, [0.0, 2 / 3, 1.0])])
+def test_maps_of_nothing_stay_zero_whatever_is_added_to_their_maximum(
+    epsilon: float, first: list[float]
+) -> None:
+    maps = torch.tensor([[[0.0, 2.0, 3.0]], [[0.0, 0.0, 0.0]]])
+    found = divide_by_maximum(maps, epsilon)
+    assert found[0, 0].tolist() == pytest.approx(first)
+    assert found[1, 0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_epsilon_reaches_the_maps() -> None:
+    maps = torch.tensor([[[[1e-4, 2e-4]]]]).expand(2, 1, 1, 2)
+    rgb = picture(1, 2)
+    found = [multi_scale_maps(lambda pair: maps, rgb, [0], [1.0], e)[0, 0] for e in (0.0, 1.0)]
+    assert [one.tolist() for one in found] == [[255, 255], [0, 0]]  # both mirror images are added
