@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -35,15 +35,21 @@ from stages.runtime.study import (
     seeds_of,
     write_json,
 )
-from stages.runtime.training import Trained, locked
+from stages.runtime.training import WEIGHTS, Trained, locked, trained_network
 from stages.seg._crf import CRFS, NO_CRF, Crf, decide, scores_over_seeds
+from stages.seg._predictions import (
+    SERVERS,
+    Predictions,
+    requested,
+    require_server,
+)
 from wsssbed_hub.artifacts.digests import content_digest, image_digest
 from wsssbed_hub.artifacts.manifest import Ingredient, TrainedOn
-from wsssbed_hub.datasets import Target, open_target
+from wsssbed_hub.datasets import Target, find_target, open_target
 from wsssbed_hub.evaluation.curves import require_ids
 from wsssbed_hub.evaluation.labelling import ingredient
 from wsssbed_hub.registry.open_artifact import Maps
-from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 GROUND_TRUTH = "ground-truth"
 IGNORED = 255
@@ -118,7 +124,13 @@ class SegMethod(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SeveralTrainings):
-    labels: Annotated[str, typer.Option(help=f"Labels to train on: {WHERE}, or `ground-truth`.")]
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Labels to train on: {WHERE}, or `ground-truth`. With --weights and "
+            "--predictions they may be left out: then nothing is measured, and no artifact made."
+        ),
+    ] = None
     crf: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +139,36 @@ class Options(SeveralTrainings):
             show_default="as published: deeplab on voc12",
         ),
     ] = None
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write the predicted label maps to, as palette PNGs; with a CRF below "
+            "`raw` and `crf`, of several seeds below `seed0` and so on.",
+            metavar="DIR",
+        ),
+    ] = None
+    predictions_of: Annotated[
+        str,
+        typer.Option(
+            help="Images to predict: a split of the target (also one without masks, VOC's test), "
+            "or a folder of images, with a slash: ./photos.",
+            metavar="SPLIT|FOLDER",
+        ),
+    ] = VAL
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the predictions as an evaluation server takes them, and zip them: "
+            f"{', '.join(SERVERS)}."
+        ),
+    ] = None
+
+    def useless(self) -> Iterator[tuple[Collection[str], str]]:
+        yield from super().useless()
+        if self.predictions is None:
+            yield ["predictions_of", "server"], "Without --predictions none are written"
+        if self.labels is None:
+            yield ["version"], "Without --labels no artifact is made"
 
 
 def run(stage: str, method: type[SegMethod], options: Options) -> None:
@@ -136,11 +178,22 @@ def run(stage: str, method: type[SegMethod], options: Options) -> None:
     mean and its standard error beside their own mIoU. ``result.json`` in the run's folder holds
     all that was measured. The last iteration is the result.
     """
+    require_server(options.server)
+    if options.labels is None and None in (options.weights, options.predictions):
+        raise UsageError(
+            f"Name the labels to train on with --labels: {WHERE}, or {GROUND_TRUTH}. They may be "
+            "left out with --weights and --predictions."
+        )
     session = setup(stage, method, options)
+    if options.labels is None:
+        _predict_alone(session, method, options)
+        return
     request = _Request.understood(session, method, options)
     with locked(request.folder):
         study = Study(session, request.seeds)
-        if study.is_finished({seed: [request.artifact(seed)] for seed in request.seeds}):
+        artifacts = {seed: [request.artifact(seed)] for seed in request.seeds}
+        finished = study.is_finished(artifacts)
+        if not request.to_predict(finished) and finished:
             return
         measured = {seed: request.measured(study, seed) for seed in request.seeds}
         scores = scores_of(request.benchmark, measured)
@@ -168,12 +221,14 @@ class _Request:
     seeds: list[Seed]
     crf: Crf | None
     """With which it is measured too."""
+    predictions: Predictions | None
+    """To be written too; each seed's own."""
 
     @classmethod
     def understood(cls, session: Session, method: type[SegMethod], options: Options) -> _Request:
         """Look at everything that the command needs; HubError or UsageError if it is not there."""
-        published = method.published_crf.get(options.target, NO_CRF)
-        crf = Crf.of(published if options.crf is None else options.crf)
+        assert options.labels is not None
+        crf = _crf_of(method, options)
         target = open_target(options.target, options.data_root)
         ids = images_of(target, target.training_split, options.limit)
         val = images_of(target, VAL, options.limit)
@@ -193,6 +248,7 @@ class _Request:
             settings |= {"labels": used.digest, "data_list": seen.digest}
         name = GROUND_TRUTH if truth else artifact_name(labels)
         data = SegData(target, ids, labels)
+        predictions = requested(session, options, crf.preset if crf else None, settings, target)
         benchmark = Segmentation(
             target,
             val,
@@ -200,7 +256,9 @@ class _Request:
             crf.preset if crf else None,
             threads=max(1, session.workers),
         )
-        return cls(session, method, data, benchmark, name, ingredients, settings, seeds, crf)
+        return cls(
+            session, method, data, benchmark, name, ingredients, settings, seeds, crf, predictions
+        )
 
     @property
     def folder(self) -> Path:
@@ -234,8 +292,33 @@ class _Request:
         images = len(self.data.image_ids)
         return [TrainedOn(dataset=self.data.target.name, images=images, supervision="pixel masks")]
 
+    def predictions_of(self, seed: Seed) -> Predictions | None:
+        """The predictions that come of one seed."""
+        if self.predictions is None:
+            return None
+        settings = {**self.predictions.settings, "seed": seed}
+        of_all = replace(self.predictions, settings=settings)
+        return of_all.of_seed(seed, len(self.seeds) > 1)
+
+    def to_predict(self, finished: bool) -> list[Seed]:
+        """The seeds whose predictions are asked for and not there yet.
+
+        Raises HubError if their folders hold anything else, and if an earlier command ``finished``
+        a training whose network is gone.
+        """
+        wanted = {seed: self.predictions_of(seed) for seed in self.seeds}
+        todo = [seed for seed, one in wanted.items() if one is not None and not one.is_there()]
+        for seed in todo if finished else ():
+            weights = folder_of(self.folder, seed) / WEIGHTS
+            if self.session.options.weights is None and not weights.is_file():
+                raise HubError(
+                    f"{weights} is not there any more. Predict with --weights FILE: the "
+                    f"model.safetensors below {self.artifact(seed).folder}."
+                )
+        return todo
+
     def measured(self, study: Study, seed: Seed) -> Measured:
-        """Train and measure with one seed."""
+        """Train, predict and measure with one seed."""
         training = Training(
             folder_of(self.folder, seed),
             lambda scratch: self.method(self.session.recipe, scratch, self.data.num_classes),
@@ -245,7 +328,12 @@ class _Request:
             self.ingredients,
         )
         trained = study.train(training)
-        return study.measure(training, trained, [self.benchmark])
+        benchmark, predictions = self.benchmark, self.predictions_of(seed)
+        if predictions is not None:
+            predictions.write(trained, benchmark.predict)
+            if predictions.pictures.split == VAL:  # what was written is what is measured
+                benchmark = replace(benchmark, predict=predictions.read)
+        return study.measure(training, trained, [benchmark])
 
     def write_result(self, scores: Mapping[Seed, Score]) -> None:
         """``result.json``: mean and standard error over the seeds, and each seed's own scores."""
@@ -263,6 +351,33 @@ def _predicted(trained: Trained, image: Image, *, crf: Crf | None) -> Predicted:
     logits = trained.method.logits(trained.network, image)
     refine = None if crf is None else partial(crf.labels, logits.cpu(), image.rgb)
     return decide(logits), refine
+
+
+def _crf_of(method: type[SegMethod], options: Options) -> Crf | None:
+    published = method.published_crf.get(options.target, NO_CRF)
+    return Crf.of(published if options.crf is None else options.crf)
+
+
+def _predict_alone(session: Session, method: type[SegMethod], options: Options) -> None:
+    """Predictions of given weights, where neither labels nor masks need be there."""
+    crf = _crf_of(method, options)
+    spec = find_target(options.target, options.data_root)
+    classes = spec.classes if spec else open_target(options.target, options.data_root).classes
+    settings = session.settings | {"target": options.target, "classes": len(classes)}
+    predictions = requested(session, options, crf.preset if crf else None, settings, None)
+    assert predictions is not None
+    if predictions.is_there():
+        say(f"predictions are finished, in {predictions.folder}: nothing to do.")
+        return
+    trained = trained_network(
+        session,
+        lambda scratch: method(session.recipe, scratch, len(classes)),
+        None,
+        options.out / "runs" / session.stage,
+        settings={},
+        seed=0,
+    )
+    predictions.write(trained, partial(_predicted, crf=crf))
 
 
 def _ground_truth(labels: Maps, ids: Sequence[str], target: Target) -> Ingredient:

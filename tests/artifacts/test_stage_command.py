@@ -68,3 +68,8 @@ def test_a_command_in_a_container_stays(home: Path) -> None:
 def test_an_option_without_its_value_is_an_error() -> None:
     with pytest.raises(UsageError, match="--maps needs a value"):
         list(parse(["--maps"]))
+
+
+def test_what_is_made_beside_the_artifacts_is_no_part_of_how_they_are_made(home: Path) -> None:
+    words = ["--predictions", "/home/alice/p", "--predictions-of=./photos", "--server", "voc"]
+    assert published("--seed", "3", *words, "--fresh") == ["--seed", "3", "--fresh"]

@@ -133,3 +133,24 @@ def test_links_into_the_system_are_errors(root: Path) -> None:
     (root / "data/etc").symlink_to("/etc")
     with pytest.raises(HubError, match="leads to /etc"):
         resolved(root)
+
+
+def test_a_folder_that_is_made_has_to_lie_where_things_stay(root: Path) -> None:
+    found = resolved(root, "--predictions", str(root / "out/new/p"), "--server", "voc")
+    assert found.arguments == ("--predictions", "/artifacts/new/p", "--server", "voc")
+    assert len(found.mounts) == 3
+    with pytest.raises(UsageError, match=r"--predictions .*only what is in .*out"):
+        resolved(root, "--predictions", str(root / "elsewhere/p"))
+
+
+def test_images_to_predict_are_a_word_or_a_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root / "elsewhere")
+    (root / "elsewhere/val").mkdir()
+    assert resolved(root, "--predictions-of", "val").arguments == ("--predictions-of", "val")
+    found = resolved(root, "--predictions-of", "./val")
+    assert found.arguments == ("--predictions-of", "/inputs/1/val")
+    assert sources(found)["/inputs/1/val"] == root / "elsewhere/val"
+    with pytest.raises(HubError, match=r"--predictions-of \./photos"):
+        resolved(root, "--predictions-of", "./photos")

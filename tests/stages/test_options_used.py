@@ -72,6 +72,9 @@ TABLE: dict[str, dict[str, Words]] = {
         "--labels": instead("--labels", "ground-truth", "made/label/made"),
         "--seeds": Words("--seeds 0,1"),
         "--crf": Words("--crf deeplab"),
+        "--predictions": Words("--predictions predicted"),
+        "--predictions-of": Words("--predictions-of train", also="--predictions predicted"),
+        "--server": Words("--server voc", also="--predictions predicted"),
     },
     "ssnet": WHERE
     | TRAINING
@@ -130,6 +133,8 @@ REFUSED = {
     f"{BASES['seg']} --seed 1 --seeds 0,1": "leave --seed out",
     f"{BASES['seg']} --weights made/seg.safetensors --seeds 0,1": "leave",
     f"{BASES['seg']} --crf dss": "there are no such settings",
+    f"{BASES['seg']} --server voc": "leave --server out",
+    f"{BASES['seg']} --predictions-of val": "leave --predictions-of out",
     f"{BASES['ssnet']} --seed 1 --seeds 0,1": "leave --seed out",
     f"{BASES['ssnet'].replace('--setting M', '--setting S')}": "leave --data out",
     f"{BASES['ssnet'].replace('--setting M', '--setting all')}": "leave --saliency-crf out",
@@ -180,6 +185,8 @@ def run(made: Path, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 def _made(folder: Path) -> Iterator[tuple[str, Any]]:
+    for path in sorted(folder.glob("predicted/**/*.png")):
+        yield str(path.relative_to(folder)), path.read_bytes()
     for path in sorted(folder.glob("*/*/*/manifest.yaml")):
         if path.parts[-4] == "made":
             continue

@@ -18,7 +18,10 @@ from wsssbed_hub.utils.errors import UsageError
 DATA, ARTIFACTS, CACHE, INPUTS = "/data", "/artifacts", "/cache", "/inputs"
 MAPS_OPTIONS = ("--sal", "--cam", "--labels", "--maps")  # a key, a path, or a word of the stage
 FILE_OPTIONS = ("--weights", "--init")  # a path, or a word of the stage
+FOLDER_OPTION = "--predictions-of"  # a folder if a slash is in it, else a word of the stage
+OUTPUT_OPTION = "--predictions"  # a folder that is made
 ROOT_OPTIONS = ("--data-root", "--out")
+_BESIDE = (OUTPUT_OPTION, FOLDER_OPTION, "--server")  # of what is made beside the artifacts
 _OWN_WORDS = {"ground-truth", "none", "random", "timm"}
 _PATH_BEGINS = ("/", "./", "../", "~")
 
@@ -49,7 +52,7 @@ def parse(arguments: Sequence[str]) -> Iterator[Argument]:
             yield Argument(None, word)
         elif equals:
             yield _named(option, value)
-        elif option in (*MAPS_OPTIONS, *FILE_OPTIONS, *ROOT_OPTIONS, "--target"):
+        elif option in (*MAPS_OPTIONS, *FILE_OPTIONS, *ROOT_OPTIONS, *_BESIDE, "--target"):
             following = next(words, None)
             if following is None:
                 raise UsageError(f"{option} needs a value.")
@@ -99,7 +102,10 @@ def _inside(path: Path, roots: Mapping[str, Path], inputs: dict[Path, str]) -> s
 def looks_like_path(argument: Argument) -> bool:
     """Whether a value can only be meant as a path, be it there or not."""
     value = argument.value or ""
-    return value.startswith(_PATH_BEGINS) or (argument.option in FILE_OPTIONS and "/" in value)
+    if argument.option == OUTPUT_OPTION:
+        return True
+    with_slash = (*FILE_OPTIONS, FOLDER_OPTION)
+    return value.startswith(_PATH_BEGINS) or (argument.option in with_slash and "/" in value)
 
 
 def path_of(argument: Argument) -> Path | None:
@@ -113,9 +119,9 @@ def path_of(argument: Argument) -> Path | None:
 
 
 def published_command(arguments: Sequence[str], data_root: Path, out: Path) -> list[str]:
-    """The arguments of a stage as its provenance states them. The two folders are for when they
-    name none."""
-    parts = list(parse(arguments))
+    """The arguments of a stage as its provenance states them, without those that make something
+    beside the artifacts. The two folders are for when they name none."""
+    parts = [part for part in parse(arguments) if part.option not in _BESIDE]
     given = {part.option: part.value for part in parts}
     folders = {DATA: given.get("--data-root") or data_root, ARTIFACTS: given.get("--out") or out}
     roots = {place: Path(folder).expanduser().resolve() for place, folder in folders.items()}

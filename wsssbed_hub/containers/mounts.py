@@ -17,13 +17,14 @@ from wsssbed_hub.artifacts.stage_command import (
     CACHE,
     DATA,
     MAPS_OPTIONS,
+    OUTPUT_OPTION,
     Argument,
     in_container,
     parse,
     path_of,
 )
 from wsssbed_hub.containers.command import Mount
-from wsssbed_hub.utils.errors import HubError
+from wsssbed_hub.utils.errors import HubError, UsageError
 
 _DEPTH = 3  # of a data root: /data/VOCdevkit/VOC2012/JPEGImages
 _MOST_LINKS = 64
@@ -64,6 +65,7 @@ def resolve(
         )
     cache = cache.expanduser().resolve()
     target = given.get("--target") or "voc12"
+    _require_below(roots[ARTIFACTS], given.get(OUTPUT_OPTION))
     words, inputs = in_container(parts, roots, lambda part: _path_of(part, target, fetch))
     mounts = (
         Mount(roots[DATA], DATA),
@@ -75,12 +77,21 @@ def resolve(
     return Resolved(tuple(words), mounts, (roots[ARTIFACTS], cache))
 
 
+def _require_below(out: Path, made: str | None) -> None:
+    """Raises UsageError for a folder that would go with the container."""
+    if made is not None and not Path(made).expanduser().resolve().is_relative_to(out):
+        raise UsageError(
+            f"{OUTPUT_OPTION} {made}: of what a container makes only what is in {out} (--out) "
+            f"stays. Name a folder there, such as {out / 'predictions'}."
+        )
+
+
 def _path_of(part: Argument, target: str, fetch: Fetch) -> Path | None:
     """The path on this machine that an argument means; None if it means none."""
     if part.option in MAPS_OPTIONS and names_artifact(part.value or ""):
         return fetch(part.value or "", target).resolve()
     path = path_of(part)
-    if path is not None and not path.exists():
+    if path is not None and part.option != OUTPUT_OPTION and not path.exists():
         what = f"{part.option or 'argument'} {part.value}"
         raise HubError(f"{what}: there is no such file or folder.")
     return path

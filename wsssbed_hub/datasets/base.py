@@ -111,6 +111,11 @@ class Target(ABC):
     def image_ids(self, split: str) -> list[str]:
         """Image ids in ascending order. Raises UsageError for an unknown split."""
 
+    def listed_ids(self, name: str) -> list[str]:
+        """Image ids of a split, or of another list that comes with the dataset and of which there
+        are images alone, as of VOC's test; ascending. Raises UsageError for an unknown one."""
+        return self.image_ids(name)
+
     @abstractmethod
     def image_path(self, image_id: str) -> Path:
         """Where the image is, or would be. Raises HubError for what is no image id."""

@@ -49,6 +49,12 @@ class VocTarget(Target):
     def image_ids(self, split: str) -> list[str]:
         return list(self._list(split))
 
+    def listed_ids(self, name: str) -> list[str]:
+        path = self.lists / f"{name}.txt"
+        if name in self.splits or Path(name).name != name or not path.is_file():
+            return self.image_ids(name)
+        return read_ids(path)
+
     def image_path(self, image_id: str) -> Path:
         return self.folder / "JPEGImages" / f"{check_image_id(image_id)}.jpg"
 
