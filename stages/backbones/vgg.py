@@ -90,9 +90,11 @@ class Vgg16(nn.Module):
     def load_initial(self, state: Mapping[str, Tensor], source: str) -> None:
         """An ImageNet VGG-16 in torchvision's or timm's names; its classifier is left out.
 
-        Raises HubError if the rest does not fit exactly.
+        Activations that have weights keep theirs. Raises HubError if the rest does not fit exactly.
         """
-        load_strictly(self, without_classifier(state, CLASSIFIERS), source, _BARE_NAMES)
+        kept = {key: value for key, value in self.state_dict().items() if key.count(".") > 2}
+        state = {**kept, **without_classifier(state, CLASSIFIERS)}
+        load_strictly(self, state, source, _BARE_NAMES)
 
 
 class Vgg16Extra(nn.Module):

@@ -71,6 +71,7 @@ class Recipe:
     delta: float = 0.55  # of the fixed suppression, above 0 and at most 1
     maps: Literal["refined", "classifier"] = "refined"  # whose are written
     width: int = 64  # channels of the first stage; all others follow
+    batch_norm: bool = False  # before each activation; instead of pretrained weights
     control_std: float = 0.01  # of the controllers' first weights
     refinement_std: float = 0.01  # of the second network's new layers; the first's: He, fan out
     scaled: int = 384  # pixels a side of the square that the classifier's crops come from
@@ -104,7 +105,24 @@ class Recipe:
 
 RECIPES = {
     "published": Recipe(),
-    "shapes": Recipe(initial="none", width=8),
+    "shapes": Recipe(
+        initial="none",
+        width=8,
+        batch_norm=True,
+        scaled=72,
+        crop=64,
+        scales=(48, 64, 80),
+        jitter=(0.0, 0.0, 0.0, 0.0),
+        batch_size=16,
+        classifier_epochs=17,
+        classifier_drops=(14,),
+        classifier_rate=0.1,
+        new_factor=1.0,
+        bias_factor=1.0,
+        refinement_epochs=10,
+        refinement_drops=(8,),
+        refinement_rate=2e-3,
+    ),
 }
 
 
@@ -218,18 +236,27 @@ class Method(CamMethod):
     def build(self) -> Drs:
         recipe = self.recipe
 
-        def suppression(channels: int) -> Suppression:
+        def suppression(channels: int) -> nn.Module:
             if recipe.suppression == "fixed":
-                return Suppression(delta=recipe.delta)
-            return Suppression(controller=Controller(channels, recipe.control_std))
+                return self._normed(channels, Suppression(delta=recipe.delta))
+            controller = Controller(channels, recipe.control_std)
+            return self._normed(channels, Suppression(controller=controller))
 
-        def network(activation: Callable[[int], nn.Module] | None, std: float | None) -> MapNetwork:
+        def relu(channels: int) -> nn.Module:
+            return self._normed(channels, nn.ReLU(inplace=True))
+
+        def network(activation: Callable[[int], nn.Module], std: float | None) -> MapNetwork:
             features = Vgg16Extra(width=recipe.width, activation=activation, deviation=std)
             return MapNetwork(features, self.num_classes, std)
 
         classifier = network(suppression, None)
         two = recipe.maps == "refined"
-        return Drs(classifier, network(None, recipe.refinement_std) if two else None)
+        return Drs(classifier, network(relu, recipe.refinement_std) if two else None)
+
+    def _normed(self, channels: int, activation: nn.Module) -> nn.Module:
+        if not self.recipe.batch_norm:
+            return activation
+        return nn.Sequential(nn.BatchNorm2d(channels), activation)
 
     def load_initial(self, network: Drs, state: Mapping[str, Tensor], name: str) -> None:
         """An ImageNet VGG-16 in torchvision's or timm's names, for both networks' trunks."""
