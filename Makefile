@@ -37,10 +37,8 @@ bench: install  ## every measurement at small sizes on the CPU: whether all of i
 bench-gpu: install  ## what docs/performance.md has, on this GPU (at most 8 minutes)
 	$(BIN)/python -m benchmarks --out build/bench-gpu
 
-# STAGES are listed in docker/images.mk; PoolNet is in every demo.
-zoo: install  ## all saliency models on this machine, their table and picture into docs/
-	$(BIN)/wsssbed-hub demo --to $(ZOO) --without-segmentation \
-	  $(patsubst %,--with %,$(filter-out sod-poolnet,$(filter sod-%,$(STAGES)))) $(ZOO_FLAGS)
+zoo: install  ## every stage on this machine, tables and picture into docs/ (more than an hour)
+	$(BIN)/wsssbed-hub demo --to $(ZOO) --all --seeds 0,1,2 $(ZOO_FLAGS)
 	cp $(ZOO)/summary.json docs/zoo.json
 	cp $(ZOO)/maps.png docs/zoo.png
 	$(BIN)/python -m wsssbed_hub.report.summary docs/zoo.json docs/zoo.md

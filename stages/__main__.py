@@ -1,6 +1,6 @@
 """``python -m stages`` lists the stages; ``python -m stages sod-poolnet --data duts`` runs one.
 
-``python -m stages saliency-keys STAGE…`` is for programs: JSON, by stage the key of its maps.
+``python -m stages keys`` is for programs: JSON, by stage the key of the maps or weights it makes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 from stages.runtime.catalogue import Stage, all_stages, find_stage
 from wsssbed_hub.containers.inside import require_mounts
 from wsssbed_hub.utils.arithmetic import portable_settings
-from wsssbed_hub.utils.errors import HubError, UsageError
+from wsssbed_hub.utils.errors import HubError
 
 # torch's threads spin while they wait for each other. Where other work shares the cores, that costs
 # far more than waking them up does: measured on two cores, a step took 1.2 s instead of 6.4 s.
@@ -28,7 +28,8 @@ Every stage is one command that makes one artifact; `python -m stages STAGE --he
 options. Stages:
 """
 
-SALIENCY_KEYS = "saliency-keys"
+KEYS = "keys"
+_TRAINED_ON = {"stages.sod": "{data}", "stages.cam": "{sal}", "stages.seg": "{labels}"}
 
 
 def main(arguments: list[str]) -> int:
@@ -41,10 +42,10 @@ def main(arguments: list[str]) -> int:
             print(f"  {name:{width}}  {stage.title}")
         return 0
     try:
-        if arguments[0] != SALIENCY_KEYS:
+        if arguments != [KEYS]:
             return _run_named(arguments[0], arguments[1:])
         _require_torch()
-        print(json.dumps(saliency_keys(arguments[1:])))
+        print(json.dumps(keys()))
         return 0
     except HubError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,19 +69,18 @@ def _require_torch() -> None:
         )
 
 
-def saliency_keys(names: list[str]) -> dict[str, str]:
-    """The keys of the maps that these saliency models make, ``{data}`` for the SOD dataset.
+def keys() -> dict[str, str]:
+    """The keys of what saliency models, activation methods and segmentation networks make.
 
-    ``sal/vst-{data}``, and ``sal/move`` for one that is trained without masks. Raises UsageError
-    for a stage that is none.
+    With ``{data}``, ``{sal}`` or ``{labels}`` for the name of what they are trained on, where the
+    key has it: ``sal/vst-{data}``, ``cam/eps-{sal}``, ``weights/seg-deeplabv2-{labels}``, but
+    ``sal/move`` and ``cam/drs``.
     """
     found = {}
-    for stage in [find_stage(name) for name in names]:
-        family, method = stage.load()
-        if not hasattr(family, "key_of"):
-            models = ", ".join(name for name in all_stages() if name.startswith("sod-"))
-            raise UsageError(f"{stage.name} is no saliency model. Those are {models}.")
-        found[stage.name] = family.key_of(stage.name, method, "{data}")
+    for name, stage in all_stages().items():
+        if stage.family in _TRAINED_ON:
+            family, method = stage.load()
+            found[name] = family.key_of(name, method, _TRAINED_ON[stage.family])
     return found
 
 

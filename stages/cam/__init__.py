@@ -102,6 +102,12 @@ class Options(TrainOptions):
     ] = None
 
 
+def key_of(stage: str, method: type[CamMethod], sal: str) -> str:
+    """The key of a method's activation maps, trained with the saliency maps ``sal`` if with any."""
+    name = stage.removeprefix("cam-")
+    return f"cam/{name}-{sal}" if method.needs_saliency else f"cam/{name}"
+
+
 def run(stage: str, method: type[CamMethod], options: Options) -> None:
     """Train on the image-level labels of the target's training split and write maps over it."""
     session = setup(stage, method, options)
@@ -112,13 +118,12 @@ def run(stage: str, method: type[CamMethod], options: Options) -> None:
     settings = session.settings | {"data": target.name, "limit": options.limit}
     if options.weights is None:
         settings |= {"seed": options.seed, "data_list": lists[0].digest}
-    key = f"cam/{stage.removeprefix('cam-')}"
+    key = key_of(stage, method, artifact_name(saliency) if saliency else "")
     folder = f"{stage}-{target.name}"
     if saliency is not None:
         used = ingredient(saliency)
         lists.append(used)
         settings["saliency"] = used.digest
-        key += f"-{artifact_name(saliency)}"
         folder += f"-{artifact_name(saliency)}"
     data = CamData(target, ids, saliency)
     images = len(ids) if options.weights is None else None

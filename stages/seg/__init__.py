@@ -171,6 +171,11 @@ class Options(SeveralTrainings):
             yield ["version"], "Without --labels no artifact is made"
 
 
+def key_of(stage: str, method: type[SegMethod], labels: str) -> str:
+    """The key of the weights of a network that is trained on ``labels``."""
+    return f"weights/{stage}-{labels}"
+
+
 def run(stage: str, method: type[SegMethod], options: Options) -> None:
     """Train once for each seed, measure each network on the val split, keep the weights.
 
@@ -278,7 +283,7 @@ class _Request:
         """The weights that come of one seed."""
         target = self.data.target
         return Artifact(
-            key=f"weights/{self.session.stage}-{self.name}",
+            key=key_of(self.session.stage, self.method, self.name),
             title=f"{self.method.card.name} trained on {self.name} labels of {target.name}",
             method=self.method.card,
             trained_on=self._trained_on(),

@@ -256,7 +256,10 @@ TABLE: dict[str, dict[str, Pair]] = {
         seed=Pair("demo", "demo --seed 1", prepare="run_nothing"),
         quick=Pair("demo", "demo --quick", prepare="run_nothing"),
         with_=Pair("demo", "demo --with ssnet", prepare="run_nothing"),
+        all=Pair("demo", "demo --all", prepare="run_nothing"),
         without_segmentation=Pair("demo", "demo --without-segmentation", prepare="run_nothing"),
+        labels_of=Pair("demo", "demo --labels-of sal/poolnet-shapes", prepare="run_nothing"),
+        seeds=Pair("demo", "demo --seeds 0,1", prepare="run_nothing"),
     ),
     "registry list": plus("registry list", json=""),
     "cache list": plus("cache list", json=Pair("cache list", "cache list --json")),
@@ -429,10 +432,13 @@ def damage_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps of the demo are printed; running them takes minutes (CI does)."""
+    keys = '{"cam-drs": "cam/drs"}'  # of all stages, to whoever asks for them
     monkeypatch.setattr(
         demo.subprocess,
         "run",
-        lambda words, **_: subprocess.CompletedProcess([], "report" in words),  # the last fails
+        lambda words, **_: subprocess.CompletedProcess(
+            [], "report" in words, keys
+        ),  # the last fails
     )
 
 

@@ -8,13 +8,14 @@ import pytest
 from reports import full_report
 
 from wsssbed_hub.artifacts.manifest import Environment
+from wsssbed_hub.report.matrices import NetworkCell
 from wsssbed_hub.report.summary import (
     Summary,
     SummaryRow,
     main,
     summarise,
     summary_table,
-    with_table,
+    with_tables,
 )
 from wsssbed_hub.utils.errors import HubError
 
@@ -62,14 +63,25 @@ def test_the_table_goes_between_its_lines(summary: Summary, tmp_path: Path) -> N
     assert text.endswith("<!-- end of the table -->\nmore\n")
     assert "old" not in text
     with pytest.raises(HubError, match="There are no lines"):
-        with_table("nothing", summary, "demo.json")
+        with_tables("nothing", summary, "demo.json")
 
 
 def test_each_file_of_numbers_has_its_own_place(summary: Summary) -> None:
     page = PLACE + PLACE.replace("demo.json", "zoo.json")
-    text = with_table(page, summary, "zoo.json")
+    text = with_tables(page, summary, "zoo.json")
     assert text.startswith(PLACE)
     assert "<!-- the table of docs/zoo.json -->\n\n| saliency maps from |" in text
+
+
+def test_a_page_has_those_tables_that_it_has_lines_for(summary: Summary) -> None:
+    lines = "<!-- the {0} of docs/zoo.json -->\n<!-- end of the {0} -->\n"
+    page = lines.format("networks") + lines.format("matrix")
+    cell = NetworkCell(network="seg-knet", labels="sal/move", miou=0.5, seeds=1)
+    text = with_tables(page, summary.model_copy(update={"networks": (cell,)}), "zoo.json")
+    first, _, second = text.partition("<!-- end of the networks -->")
+    assert "| MOVE on the images of `shapes`, without masks | 50.0 |" in first
+    assert "no matrix" in second
+    assert "max F" not in text
 
 
 def test_columns_are_those_of_which_something_is_known() -> None:

@@ -17,7 +17,7 @@ from wsssbed_hub.utils.progress import progress_bar
 if TYPE_CHECKING:
     from wsssbed_hub.artifacts.maps import Maps
     from wsssbed_hub.evaluation.curves import ThresholdCurve
-    from wsssbed_hub.report.comparison import Comparison
+    from wsssbed_hub.report.comparison import Comparison, Pair
 
 
 class Rule(StrEnum):
@@ -175,7 +175,7 @@ def curve(
         write_whole(plot, curves_png([pair.row(compared) for pair in compared.pairs]))
         note(f"curves drawn in {plot}")
     if as_json:
-        curves = {pair.name: pair.curve.as_dict() for pair in compared.pairs}
+        curves = {pair.name: pair.curve.as_dict() | _published(pair) for pair in compared.pairs}
         typer.echo(json.dumps(curves, indent=2))
         return
     rows = []
@@ -222,6 +222,12 @@ def _compare(
             progress=progress,
             **how,
         )
+
+
+def _published(pair: Pair) -> dict[str, Any]:
+    """What the labels are worth at the published thresholds, each with who published it."""
+    rows = [{"origin": one.origin, **pair.curve.row(one.tau)} for one in pair.thresholds]
+    return {"published": rows}
 
 
 def _curve_row(name: str, which: str, curve: ThresholdCurve, tau: float) -> dict[str, Any]:

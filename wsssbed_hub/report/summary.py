@@ -1,11 +1,12 @@
-"""The numbers of a demo run, small enough to be committed, and the table that a page shows.
+"""The numbers of a demo run, small enough to be committed, and the tables that a page shows.
 
-    python -m wsssbed_hub.report.summary docs/demo.json README.md            writes the table
-    python -m wsssbed_hub.report.summary --check docs/demo.json README.md    says if it is another
+    python -m wsssbed_hub.report.summary docs/demo.json README.md            writes the tables
+    python -m wsssbed_hub.report.summary --check docs/demo.json README.md    says if they are others
 
-The demo writes ``summary.json`` beside its report. A page's table is made from the committed copy,
-between the two lines that ``_BEGIN``, with the copy's name, and ``_END`` are. The README shows
-``docs/demo.json`` so, and ``docs/zoo.md`` shows ``docs/zoo.json``.
+The demo writes ``summary.json`` beside its report. A page's tables are made from the committed
+copy, each between the two lines that ``_BEGIN``, with what it is and the copy's name, and ``_END``
+are. The README shows the table of ``docs/demo.json`` so, and ``docs/zoo.md`` all three of
+``docs/zoo.json``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from wsssbed_hub.artifacts.manifest import Environment, Model
 from wsssbed_hub.report.data import Maybe, Report, ResultRow
+from wsssbed_hub.report.matrices import MatrixCell, NetworkCell, matrix_table, network_table
 from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.text import Printable
 
-_BEGIN, _END = "<!-- the table of docs/{} -->", "<!-- end of the table -->"
+_BEGIN, _END = "<!-- the {} of docs/{} -->", "<!-- end of the {} -->"
 _NAMES = {
     "sal/ssnet-shapes": "SSNet trained on `shapes` and image-level labels",
     "label/ssnet-shapes": "SSNet's own pseudo labels, without tau",
@@ -58,6 +60,8 @@ class Summary(Model):
     environment: Environment
     minutes: float | None = None
     rows: list[SummaryRow]
+    matrix: tuple[MatrixCell, ...] = ()
+    networks: tuple[NetworkCell, ...] = ()
 
     def dump(self) -> str:
         """As JSON."""
@@ -167,29 +171,43 @@ def _measured_with(summary: Summary) -> str:
     return f"Measured with `{summary.command}`{time}: {', '.join(said)}."
 
 
-def with_table(text: str, summary: Summary, name: str) -> str:
-    """``text`` with the table of ``summary``, whose file is called ``name``, in its place.
+def _tables(summary: Summary) -> dict[str, str]:
+    """Each table in Markdown, by the name that its lines in a page have."""
+    return {
+        "table": summary_table(summary),
+        "matrix": matrix_table(summary.matrix, _name),
+        "networks": network_table(summary.networks, _name),
+    }
 
-    Raises HubError if it has none.
+
+def with_tables(text: str, summary: Summary, name: str) -> str:
+    """``text`` with the tables of ``summary``, whose file is called ``name``, in their places.
+
+    Raises HubError if it has no place for any.
     """
-    wanted = _BEGIN.format(name)
-    before, begin, rest = text.partition(wanted)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise HubError(f"There are no lines {wanted} and {_END}, between which the table stands.")
-    return f"{before}{begin}\n\n{summary_table(summary)}\n\n{end}{after}"
+    found = 0
+    for what, table in _tables(summary).items():
+        before, begin, rest = text.partition(_BEGIN.format(what, name))
+        _, end, after = rest.partition(_END.format(what))
+        if begin and end:
+            text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+            found += 1
+    if not found:
+        begin, end = _BEGIN.format("table", name), _END.format("table")
+        raise HubError(f"There are no lines {begin} and {end}, between which the table stands.")
+    return text
 
 
 def main(arguments: list[str]) -> int:
-    """Write the table into a Markdown file; with ``--check`` say (exit code 1) if it is another."""
+    """Write the tables into a Markdown file; with ``--check`` say (exit code 1) if one differs."""
     source, page = (Path(name) for name in arguments[-2:])
     text = page.read_text()
-    wanted = with_table(text, Summary.model_validate_json(source.read_text()), source.name)
+    wanted = with_tables(text, Summary.model_validate_json(source.read_text()), source.name)
     if arguments[0] != "--check":
         page.write_text(wanted)
     elif text != wanted:
         writing = f"python -m wsssbed_hub.report.summary {source} {page}"
-        print(f"{page} has another table than {source}. Write it: {writing}", file=sys.stderr)
+        print(f"{page} has other tables than {source}. Write them: {writing}", file=sys.stderr)
         return 1
     return 0
 
