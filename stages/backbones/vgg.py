@@ -144,6 +144,11 @@ class Vgg16Extra(nn.Module):
         self.trunk.load_initial(state, source)
 
 
+def norm_and_relu(channels: int) -> nn.Module:
+    """Batch norm and ReLU: the activation of a VGG that learns from random weights."""
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
 def rate_groups(
     network: nn.Module,
     trunk: Vgg16,

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.backbones.state import Rules, load_strictly
-from stages.backbones.vgg import EXTRA_NAMES, Vgg16Extra, rate_groups, timm_imagenet
+from stages.backbones.vgg import EXTRA_NAMES, Vgg16Extra, norm_and_relu, rate_groups, timm_imagenet
 from stages.cam import CamData, CamMethod
 from stages.cam._pairs import drawn, partner
 from stages.cam._views import multi_hot
@@ -127,10 +127,6 @@ PUBLISHED_NAMES: Rules = (
 )
 
 
-def _norm_and_relu(channels: int) -> nn.Module:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-
-
 class CoAttention(nn.Module):
     """The co-attention classifier; images are RGB with ImageNet's mean and deviation.
 
@@ -140,7 +136,7 @@ class CoAttention(nn.Module):
 
     def __init__(self, classes: int, width: int = 64, batch_norm: bool = False) -> None:
         super().__init__()
-        activation = _norm_and_relu if batch_norm else None
+        activation = norm_and_relu if batch_norm else None
         self.backbone = Vgg16Extra(width=width, activation=activation, deviation=None)
         channels = self.backbone.channels
         self.classifier = nn.Conv2d(channels, classes, 1)

@@ -17,6 +17,13 @@ def resize_long_side(rgb: np.ndarray, long_side: int) -> np.ndarray:
     return resize_bicubic(rgb, height, width)
 
 
+def resize_short_side(rgb: np.ndarray, short_side: int) -> np.ndarray:
+    """uint8[H, W, 3], resized (bicubic) so that the shorter side has ``short_side`` pixels."""
+    shortest = min(rgb.shape[:2])
+    height, width = (round(side * short_side / shortest) for side in rgb.shape[:2])
+    return resize_bicubic(rgb, height, width)
+
+
 def colour_jitter(
     rgb: np.ndarray,
     rng: np.random.Generator,

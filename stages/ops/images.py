@@ -54,6 +54,8 @@ def resize_maps_bicubic(maps: np.ndarray, height: int, width: int) -> np.ndarray
     """uint8[K, h, w] to uint8[K, height, width] as OpenCV's INTER_CUBIC does it, without
     antialiasing and with values that overshoot cut off; OpenCV's weights have 11 bits, so that some
     of its numbers are another by one level."""
+    if len(maps) == 0:
+        return np.zeros((0, height, width), np.uint8)
     planes = torch.from_numpy(maps).float()[None]
     found = resize(planes, (height, width), mode="bicubic")[0]
     return found.round().clamp(0, 255).to(torch.uint8).numpy()

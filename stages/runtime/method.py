@@ -197,7 +197,13 @@ class Method(ABC):
     def __init__(self, recipe: Any, scratch: Path) -> None:
         self.recipe = recipe
         self.scratch = scratch
-        """Folder for files that ``Phase.prepare`` makes; it lives as long as the run."""
+        """Folder for files that ``Phase.prepare`` makes; it lives as long as the training."""
+
+    @property
+    def kept(self) -> Path:
+        """Folder for files that maps are made of, beside the weights. It stays when the training is
+        finished; with ``--weights`` there is none."""
+        return self.scratch.with_name("kept")
 
     @abstractmethod
     def build(self) -> nn.Module:

@@ -33,6 +33,7 @@ from wsssbed_hub.utils.errors import HubError
 from wsssbed_hub.utils.files import disk_errors, write_whole
 
 SETTINGS, WEIGHTS, SCRATCH, LOCK = "run.json", "weights.safetensors", "scratch", "lock"
+GIVEN = "given"  # with --weights, in place of a training
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _built(session: Session, method: Method) -> nn.Module:
 def _load_given(
     session: Session, make: Callable[[Path], Method], path: Path, folder: Path
 ) -> Trained:
-    method = make(folder / SCRATCH)
+    method = make(folder / GIVEN / SCRATCH)  # what a training kept in the folder is not theirs
     network = _built(session, method)
     load_weights(network, path)
     ingredient = Ingredient(role="weights", file=path.name, digest=session.settings["weights"])

@@ -17,6 +17,7 @@ from stages.ops.augment import (
     random_resized_crop,
     random_window,
     resize_long_side,
+    resize_short_side,
     turned,
 )
 
@@ -43,6 +44,19 @@ def test_the_longer_side_gets_its_length(
     size: tuple[int, int], long_side: int, expected: tuple[int, int]
 ) -> None:
     assert resize_long_side(picture(*size), long_side).shape == (*expected, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((375, 500), (224, 299)),
+        ((500, 375), (299, 224)),
+        ((500, 500), (224, 224)),
+        ((1, 3), (224, 672)),
+    ],
+)
+def test_the_shorter_side_gets_its_length(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resize_short_side(picture(*size), 224).shape == (*expected, 3)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 120))
