@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
 from stages.backbones.state import Rules, load_strictly
-from stages.backbones.untrained import calibrate_batchnorm
 from stages.backbones.vgg import EXTRA_NAMES, Vgg16Extra, rate_groups
+from stages.cam._resnet38 import prepare_backbone
 from stages.ops.resizing import resize
-from stages.runtime.batch_norm import freeze_batchnorm
 
 Form = Literal["resnet38", "vgg16"]
 _EPSILON = 1e-5  # added to norms and sums that divide
@@ -112,11 +111,7 @@ class OnResNet38(Classifier):
         super().__init__()
         self.backbone = ResNet38(width, blocks, dropout)
         self._heads(classes, (8 * width, 16 * width, 64 * width), 2 * width, width)
-        calibrate_batchnorm(self.backbone, deviation=1.0)
-        if frozen_norm:
-            freeze_batchnorm(self)
-        if freeze_early:
-            self.backbone.freeze_early()
+        prepare_backbone(self, frozen_norm=frozen_norm, freeze_early=freeze_early)
 
     def levels(self, image: Tensor) -> Levels:
         return Levels(*self.backbone(image))

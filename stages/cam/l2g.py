@@ -46,6 +46,7 @@ from stages.backbones.vgg import timm_imagenet
 from stages.cam import CamData, CamMethod
 from stages.cam._l2g_networks import Classifier, Form, OnResNet38, OnVgg16, Pair, scores
 from stages.cam._l2g_patches import PatchViews
+from stages.cam._resnet38 import INITIAL, classification_loss
 from stages.ops.images import (
     MEAN_RGB,
     STD_RGB,
@@ -217,11 +218,6 @@ def transfer_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(logits.softmax(1), target)
 
 
-def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Sigmoid cross entropy, mean over classes and patches; ``label`` is multi-hot float[K, C]."""
-    return F.binary_cross_entropy_with_logits(logits.float(), label)
-
-
 def losses(network: Pair, views: Batch, recipe: Recipe) -> dict[str, Tensor]:
     """The terms of one pass: ``views`` is a batch of ``PatchViews``."""
     image, saliency, label = views["image"], views["saliency"], views["label"]
@@ -261,10 +257,9 @@ class Method(CamMethod):
     recipes = RECIPES
     initial: ClassVar[Mapping[str, Initial]] = {
         "backbone": Initial(
-            "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",
-            "an MXNet model of https://github.com/itijyou/ademxapp; converted to PyTorch at "
-            "https://github.com/visinf/1-stage-wseg; for --recipe vgg torchvision's "
-            "https://download.pytorch.org/models/vgg16-397923af.pth",
+            INITIAL["backbone"].file,
+            f"{INITIAL['backbone'].where}; for --recipe vgg torchvision's "
+            "https://download.pytorch.org/models/vgg16-397923af.pth, or timm",
         )
     }
     needs_saliency = True
