@@ -19,6 +19,8 @@ What the published code does and the paper does not tell:
   the best of the epochs is kept. Pixel labels would choose the network of a method that is
   trained without; here it is that of the last epoch.
 - Images are squeezed to squares. The maps of three sizes are merged by their maximum.
+- The defaults of the refinement's program are 15 epochs with drops at 5 and 10; ``run.sh`` asks
+  for 30, 10 and 20, which are taken.
 
 The authors published the training on VOC alone, so that there is one recipe for all targets, and
 say nothing of the fixed delta in it; 0.55 is the value of the reference case.
@@ -58,6 +60,8 @@ from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.registry.open_artifact import Activations, Maps
 from wsssbed_hub.utils.errors import UsageError
 
+FIXED_DELTA = 0.55
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -68,7 +72,7 @@ class Recipe:
 
     initial: str = "vgg16-397923af.pth"  # for the trunks of both networks
     suppression: Literal["learnable", "fixed"] = "learnable"
-    delta: float = 0.55  # of the fixed suppression, above 0 and at most 1
+    delta: float = FIXED_DELTA  # of the fixed suppression, above 0 and at most 1
     maps: Literal["refined", "classifier"] = "refined"  # whose are written
     width: int = 64  # channels of the first stage; all others follow
     batch_norm: bool = False  # before each activation; instead of pretrained weights
@@ -96,6 +100,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.delta <= 1:
             raise UsageError(f"delta={self.delta}: choose a number above 0 and at most 1.")
+        if self.suppression == "learnable" and self.delta != FIXED_DELTA:
+            raise UsageError(f"delta={self.delta} is for --set suppression=fixed; leave it out.")
         if self.scaled < self.crop or self.crop < 1 or not self.scales or min(self.scales) < 1:
             raise UsageError(
                 f"scaled={self.scaled}, crop={self.crop}, scales={self.scales}: sizes are 1 or "

@@ -180,6 +180,7 @@ def test_steps_are_shared_by_the_epochs(
     [
         ({"delta": 0.0}, "delta=0.0: choose a number above 0"),
         ({"delta": 1.1}, "delta=1.1: choose a number above 0"),
+        ({"delta": 0.4}, "delta=0.4 is for --set suppression=fixed"),
         ({"crop": 25}, "scaled=24, crop=25"),
         ({"scales": ()}, r"scales=\(\)"),
         ({"scales": (8, 0)}, r"scales=\(8, 0\)"),
@@ -192,8 +193,8 @@ def test_settings_that_cannot_be_are_named(changes: dict[str, Any], message: str
 
 def test_suppression_is_chosen_by_name() -> None:
     kinds = {}
-    for name in ("learnable", "fixed"):
-        modules = [*method(suppression=name, delta=0.4).build().classifier.modules()]
+    for name, changes in (("learnable", {}), ("fixed", {"delta": 0.4})):
+        modules = [*method(suppression=name, **changes).build().classifier.modules()]
         found = [module for module in modules if isinstance(module, Suppression)]
         assert len(found) == 16
         kinds[name] = {(module.controller is None, module.delta) for module in found}
