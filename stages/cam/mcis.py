@@ -109,11 +109,16 @@ RECIPES = {
         initial="none",
         width=8,
         batch_norm=True,
-        size=96,
-        contrastive="always",
+        size=80,
+        copies=(0.75, 1.25),
+        contrastive="always",  # many pairs have one class, the same
+        contrastive_from=5,
+        steps=200,
+        batch_size=8,
+        learning_rate=0.005,
         new_factor=1.0,
         bias_factor=1.0,
-        learning_rate=0.02,
+        drops=(8,),
     ),
 }
 
