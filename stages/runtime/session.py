@@ -14,6 +14,7 @@ from torch import Tensor
 from stages.ops.determinism import compute_exactly
 from stages.runtime import distributed
 from stages.runtime.device import check_precision, choose_device
+from stages.runtime.file_kinds import require_weights
 from stages.runtime.method import Initial, Method
 from stages.runtime.options import TrainOptions, choose_recipe, follow_target
 from stages.runtime.progress import say
@@ -135,8 +136,9 @@ def setup(stage: str, method: type[Method], options: TrainOptions) -> Session:
 
 
 def _settings_of_weights(recipe: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise HubError(f"--weights {path}: there is no such file.")
+    require_weights(path)
     return {"weights": file_digest(path), "recipe": {"name": recipe} | dict(changes)}
 
 
@@ -193,8 +195,9 @@ def _chosen(name: str, choice: str, *, frozen: bool) -> InitialWeights:
     if choice == "timm":
         return InitialWeights("timm", read=lambda built: built.timm_weights(name), frozen=frozen)
     path = Path(choice)
-    if not path.is_file():
+    if not path.exists():
         raise HubError(f"--init {choice}: there is no such file (nor is it `timm` or `random`).")
+    require_weights(path)
     digest = file_digest(path)
     return InitialWeights(path.name, digest, lambda built: read_tensors(path), frozen)
 
