@@ -178,11 +178,17 @@ class Swin(nn.Module):
     """float[N, 3, H, W] (ImageNet's mean and deviation) to four maps, at 1/4 to 1/32 of its size.
 
     Each is float[N, ``channels[i]``, h, w] after a layer norm of its own; sizes are rounded up.
-    ``drop_path`` is that of the last block, and grows linearly from 0.
+    ``drop_path`` is that of the last block, and grows linearly from 0; ``deviation`` that of new
+    linear layers, 0.02 in the published code for networks much wider than those for ``shapes``.
     """
 
     def __init__(
-        self, size: SwinSize, drop_path: float = 0.0, window: int = 7, ratio: int = 4
+        self,
+        size: SwinSize,
+        drop_path: float = 0.0,
+        window: int = 7,
+        ratio: int = 4,
+        deviation: float = INIT_STD,
     ) -> None:
         super().__init__()
         self.channels = tuple(size.width * 2**level for level in range(4))
@@ -197,7 +203,7 @@ class Swin(nn.Module):
             )
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
-        draw_linear(self)
+        draw_linear(self, deviation)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[2:]

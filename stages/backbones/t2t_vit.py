@@ -186,14 +186,14 @@ def without_head(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Ten
     return {k: v for k, v in state.items() if not k.removeprefix("module.").startswith(head)}
 
 
-def draw_linear(network: nn.Module) -> None:
-    """New linear layers: normal weights of deviation ``INIT_STD``, no bias.
+def draw_linear(network: nn.Module, deviation: float = INIT_STD) -> None:
+    """New linear layers: normal weights of this ``deviation``, no bias.
 
     The published code cuts the normal distribution at 100 deviations, that is nowhere.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=INIT_STD)
+            nn.init.normal_(module.weight, std=deviation)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -56,6 +56,7 @@ class Recipe(MMSegRecipe):
     padding: Literal["black", "mean"] = "mean"  # the configuration has no `Pad`
     backbone: str = "swin-l"  # or swin-t, which has the same settings; swin-s, swin-b
     drop_path: float = 0.3  # of the last block of the backbone
+    deviation: float = 0.02  # of its linear layers, before they are trained
     width: int = 512  # channels of UPerNet and of a kernel
     updator_width: int = 256  # channels that the kernel updator takes at a time
     update_stages: int = 3
@@ -213,9 +214,10 @@ class Update(nn.Module):
         """New logits float[N, K, h, w] and kernels float[N, K, C] of float[N, C, h, w]."""
         feature = self.transform(feature)
         pixels = feature.flatten(2)
-        with torch.autocast(feature.device.type, enabled=False):  # a sum over all pixels is large
-            masks = logits.float().softmax(1).flatten(2)
-            gathered = masks @ pixels.float().transpose(1, 2)
+        wide = torch.promote_types(pixels.dtype, torch.float32)  # a sum over all pixels is large
+        with torch.autocast(feature.device.type, enabled=False):
+            masks = logits.to(wide).softmax(1).flatten(2)
+            gathered = masks @ pixels.to(wide).transpose(1, 2)
         parts = (-1, self.updator_width)
         x = self.updator(gathered.unflatten(2, parts), kernels.unflatten(2, parts)).flatten(2)
         x = self.attention_norm(self.attention(x))
@@ -237,7 +239,8 @@ class KNet(nn.Module):
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
         super().__init__()
-        self.backbone = Swin(swin.SIZES[recipe.backbone], recipe.drop_path)
+        size = swin.SIZES[recipe.backbone]
+        self.backbone = Swin(size, recipe.drop_path, deviation=recipe.deviation)
         channels = self.backbone.channels
         self.upernet = UPerNet(channels, recipe.width, classes, recipe.dropout)
         self.updates = nn.ModuleList(Update(recipe) for _ in range(recipe.update_stages))
