@@ -39,6 +39,9 @@ from wsssbed_hub.registry.open_artifact import open_artifact
 TESTS = Path(__file__).parents[1]
 STAGES = [stage for stage in all_stages().values() if stage.load()[1] is not None]
 OVERFIT_STEPS = 120
+# Terms that nothing brings near 0, so that they only have to fall. Where saliency and the local
+# network disagree L2G's target is 0 for the classes and the background; probabilities sum to 1.
+FLOORED = {"cam-l2g": {"transfer"}}
 ODD = (61, 38)  # height and width of one of the images
 
 
@@ -284,10 +287,14 @@ def test_two_images_can_be_overfitted(
     phases = [p for method, network, data in trained for p in method.phases(network, data)]
     if any(phase.turns for phase in phases):
         pytest.skip("adversaries: what one gains the other loses")
+    floored = FLOORED.get(stage.name, set())
     for log in logs:
-        losses = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
-        tenth = len(losses) // 10
-        assert np.mean(losses[-tenth:]) < 0.3 * np.mean(losses[:tenth]), log
+        terms = [json.loads(line)["terms"] for line in log.read_text().splitlines()]
+        tenth = len(terms) // 10
+        for names, share in ((terms[0].keys() - floored, 0.3), (floored & terms[0].keys(), 1.0)):
+            losses = [sum(of_step[name] for name in names) for of_step in terms]
+            if names:
+                assert np.mean(losses[-tenth:]) < share * np.mean(losses[:tenth]), (log, names)
     with torch.inference_mode():
         for method, network, data in trained:
             assert mistakes(method, network, data) < 0.1
