@@ -58,7 +58,7 @@ MAPS = ("integral", "accumulated", "attention")
 class Recipe:
     """The published training on VOC (``train.sh``, ``train+.sh``, ``train_iam.sh``).
 
-    Raises UsageError for maps that nobody makes and for images that fill no cell.
+    Raises UsageError for maps that nobody makes, no epochs, and images that fill no cell.
     """
 
     initial: str = "vgg16-397923af.pth"  # ImageNet, for the trunk
@@ -92,6 +92,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.maps not in MAPS:
             raise UsageError(f"maps={self.maps}: choose one of {', '.join(MAPS)}.")
+        if self.epochs < 1 or self.integral_epochs < 1:
+            raise UsageError(
+                f"epochs={self.epochs}, integral_epochs={self.integral_epochs}: choose at least 1; "
+                "maps=attention does without the integral network."
+            )
         if self.short_side < STRIDE:
             raise UsageError(f"short_side={self.short_side}: choose at least {STRIDE} pixels.")
 
@@ -107,9 +112,9 @@ RECIPES = {
         squares=True,
         shuffle=True,
         batch_size=8,
-        epochs=8,
-        integral_epochs=4,
-        first_epoch=4,
+        epochs=12,
+        integral_epochs=5,
+        first_epoch=7,  # what the classifier shows before is noise, and a maximum would keep it
         learning_rate=0.03,
         new_factor=1.0,
         integral_scale=1.0,
@@ -367,7 +372,7 @@ class Mining:
         if not recipe.steps:
             steps = [math.ceil(n * images / recipe.batch_size) for n in (epochs, integral)]
             return steps[0], steps[1], epochs
-        attention = recipe.steps * epochs // max(1, epochs + integral)
+        attention = recipe.steps * epochs // (epochs + integral)
         return attention, recipe.steps - attention, attention * recipe.batch_size // images
 
     def _attention_loss(self, batches: dict[str, Batch], step: int) -> dict[str, Tensor]:

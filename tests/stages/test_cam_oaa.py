@@ -222,7 +222,6 @@ def test_images_of_which_nothing_was_accumulated_are_counted(
         ({"steps": 10}, [6, 4]),
         ({"steps": 1}, [0, 1]),
         ({"steps": 9, "maps": "accumulated"}, [9]),
-        ({"integral_epochs": 0}, [5, 0]),
     ],
 )
 def test_steps_are_shared_among_the_networks(changes: dict[str, Any], steps: list[int]) -> None:
@@ -252,6 +251,8 @@ def test_the_last_epoch_is_that_which_the_steps_finish() -> None:
     ("changes", "message"),
     [
         ({"maps": "both"}, "maps=both: choose one of integral, accumulated, attention"),
+        ({"integral_epochs": 0}, "epochs=3, integral_epochs=0: choose at least 1"),
+        ({"epochs": 0}, "epochs=0, integral_epochs=2: choose at least 1"),
         ({"short_side": 7}, "short_side=7: choose at least 8"),
         ({"maps": "accumulated", "epochs": 1}, "After 1 epochs no maps are accumulated"),
         ({"maps": "accumulated", "steps": 2}, "After 1 epochs no maps are accumulated"),
