@@ -49,7 +49,7 @@ from wsssbed_hub.utils.errors import UsageError, did_you_mean
 class Recipe(MMSegRecipe):
     """``knet-s3_swin-l_upernet_8xb2-adamw-80k_ade20k-512x512`` of MMSegmentation.
 
-    Raises UsageError for a backbone that there is not, and for widths that cannot be.
+    Raises UsageError for a backbone that there is not, and for widths and batches that cannot be.
     """
 
     initial: str = "swin_large_patch4_window7_224_22k.pth"  # for the backbone
@@ -81,6 +81,11 @@ class Recipe(MMSegRecipe):
             known = ", ".join(swin.SIZES)
             hint = did_you_mean(self.backbone, swin.SIZES)
             raise UsageError(f"backbone={self.backbone}: it is one of {known}.{hint}")
+        if self.batch_size < 2 * self.accumulate:
+            raise UsageError(
+                f"batch_size={self.batch_size}, accumulate={self.accumulate}: a pass needs two "
+                "images at least, since UPerNet normalises the means of whole images over them."
+            )
         for name in ("updator_width", "heads"):
             if self.width % getattr(self, name):
                 raise UsageError(
@@ -118,10 +123,10 @@ RECIPES = {
         hidden=64,
         auxiliary_width=32,
         dropout=0.0,
-        steps=600,
+        steps=450,
         learning_rate=2e-3,
         warmup=20,
-        milestones=(480,),
+        milestones=(360,),
     ),
 }
 RECIPES["authors-640"] = replace(RECIPES["authors"], **_LARGE)

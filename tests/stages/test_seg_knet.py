@@ -122,6 +122,7 @@ def test_drop_path_of_the_recipe_is_that_of_the_backbone() -> None:
     [
         ({"backbone": "swin_l"}, r"backbone=swin_l.*Did you mean 'swin-l'"),
         ({"width": 300}, r"width=300 is no multiple of updator_width=256"),
+        ({"accumulate": 9}, r"batch_size=16, accumulate=9: a pass needs two images"),
         ({"width": 12, "updator_width": 4}, r"width=12 is no multiple of heads=8"),
     ],
 )
