@@ -10,6 +10,7 @@ from typing import Any
 from wsssbed_hub.artifacts.key_folder import read_manifest
 from wsssbed_hub.cli.demo_plan import CAM, DEEPLAB, GROUND_TRUTH, SOD_DATASETS, TARGET, Curves, Demo
 from wsssbed_hub.datasets import open_sod_dataset, open_target
+from wsssbed_hub.evaluation.published import PUBLISHED
 from wsssbed_hub.evaluation.score import Foreground, MeanMask, score_saliency
 from wsssbed_hub.registry.open_artifact import open_artifact
 from wsssbed_hub.report import Report, choose_images, thumbnail_gallery
@@ -42,8 +43,17 @@ def summary_of(demo: Demo, command: str, minutes: float | None) -> Summary:
 
 
 def matrix(demo: Demo) -> Iterator[MatrixCell]:
-    """Each activation method with each of the saliency maps: the worth of the labels."""
-    for curves in demo.curves():
+    """Each activation method with each of the saliency maps: the worth of the labels.
+
+    The methods stand as in the benchmark's tables, others behind them.
+    """
+    order = list(PUBLISHED)
+
+    def rank(curves: Curves) -> int:
+        method = curves.method.stage.removeprefix("cam-")
+        return order.index(method) if method in order else len(order)
+
+    for curves in sorted(demo.curves(), key=rank):
         for name, curve in json.loads(curves.file.read_text()).items():
             yield _cell(curves, curves.sal or name.partition("@")[0], curve)
 
