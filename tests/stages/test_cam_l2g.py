@@ -95,7 +95,7 @@ def test_a_sample_has_all_that_the_loss_takes() -> None:
         "image": ("float32", (3, 96, 96)),
         "saliency": ("float32", (1, 96, 96)),
         "label": ("float32", (4,)),
-        "boxes": ("int64", (4, 4)),
+        "boxes": ("int64", (6, 4)),
     }
     assert sample["label"].tolist() == [0, 1, 0, 1]
     assert sample["saliency"].max() == pytest.approx(1)
