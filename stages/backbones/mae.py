@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stages.backbones.positions import resized_positions
 from stages.backbones.state import load_strictly
@@ -74,6 +75,16 @@ class MaskedAutoencoder(nn.Module):
             tokens = torch.cat((tokens[:, :1], cells), 1)
         tokens = self.decoder_blocks(tokens + self.decoder_pos_embed)
         return self._image(self.decoder_pred(self.decoder_norm(tokens))[:, 1:])
+
+    def guessing_loss(self, image: Tensor, hidden: Tensor) -> Tensor:
+        """The mean squared error of the patches where ``hidden`` bool[N, cells] is set, a tenth of
+        that of the others added (He et al. train on the hidden ones alone, which the encoder does
+        not see; here it sees all, and MOVE also looks at what is kept)."""
+        made = self.decode(self.encode(image), (~hidden).to(image.dtype))
+        error = F.avg_pool2d((made - image).square(), self.patch).mean(1).flatten(1)
+        share = hidden.to(image.dtype)
+        weight = share + (1 - share) / 10
+        return (error * weight).sum() / weight.sum()
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """The authors' checkpoint. Raises HubError if it does not fit exactly."""

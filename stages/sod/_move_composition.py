@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from stages.backbones.mae import MaskedAutoencoder
 from stages.ops.resizing import resize_nearest
-from stages.runtime.method import Frozen
 
 
 class Composition:
@@ -22,7 +21,7 @@ class Composition:
 
     def __init__(
         self,
-        mae: Frozen[MaskedAutoencoder],
+        mae: MaskedAutoencoder,
         image: Tensor,
         mask: Tensor,
         shifts: list[tuple[int, int]],
@@ -30,7 +29,7 @@ class Composition:
         copy_real: bool = False,
         binary_inpainting: bool = False,
     ) -> None:
-        self.mae = mae.network
+        self.mae = mae
         self.image, self.mask, self.shifts = image, mask, shifts
         self.copy_real, self.binary_inpainting = copy_real, binary_inpainting
 

@@ -24,11 +24,13 @@ Where this file departs from the published code:
 - An epoch of a single batch has a turn for each, one epoch after the other.
 
 The recipe ``shapes`` needs no pretrained weights: its DINO, MAE and classifier are small networks
-of the same kinds, randomly initialised, so that it shows that everything works, and no more.
+of the same kinds. Two of them are as they were drawn; the MAE, without which no hole is filled, first
+learns to guess patches of the images (``mae_training``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,6 +59,7 @@ from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import UsageError
 
 DISCRIMINATOR, SEGMENTER = 0, 1  # the optimisers, in the order of their turns
+WARM_UP = 50  # steps of the MAE's training
 POOL = 16  # pixels; the mask losses also look at means and maxima of such squares
 STAND_IN_SEED = 0  # of helpers without pretrained weights, so that `random` means one network
 
@@ -73,12 +76,16 @@ class Recipe:
     dino_heads: int = 6
     skipped_blocks: int = 1  # of DINO, at its end
     head: tuple[int, ...] = (192, 128, 128, 128)  # all but the last double the resolution
+    mae_patch: int = 16
     mae_width: int = 1024
     mae_depth: int = 24
     mae_heads: int = 16
     mae_decoder_width: int = 512
     mae_decoder_depth: int = 8
     mae_decoder_heads: int = 16
+    mae_training: float = 0.0  # steps on the images beforehand, for every one of the others
+    mae_hidden: float = 0.25  # share of the patches that it guesses in these
+    mae_rate: float = 2e-3
     classifier: str = "tf_efficientnet_lite0"  # timm's name
     discriminator_width: int = 64
     discriminator_side: int = 224
@@ -159,12 +166,21 @@ PUBLISHED_NAMES: Rules = (
 
 
 class Move(HasFrozen):
-    """Segmenter and discriminator. The MAE is there from ``load_initial`` on: maps need none."""
+    """Segmenter, discriminator, and the MAE if it is trained here.
 
-    def __init__(self, segmenter: Segmenter, discriminator: Discriminator) -> None:
+    One that was trained before is there from ``load_initial`` on: maps need none.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        discriminator: Discriminator,
+        trained_mae: MaskedAutoencoder | None = None,
+    ) -> None:
         super().__init__()
         self.segmenter = segmenter
         self.discriminator = discriminator
+        self.trained_mae = trained_mae
         self.mae: Frozen[MaskedAutoencoder] | None = None
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
@@ -286,7 +302,7 @@ class Method(SodMethod):
             if value != getattr(published, name)
         }
         other = [name for part, name in names.items() if part in changed]
-        return f"; with small, untrained networks in place of {', '.join(other)}" if other else ""
+        return f"; with small networks of our own in place of {', '.join(other)}" if other else ""
 
     def build(self) -> Move:
         recipe = self.recipe
@@ -296,15 +312,16 @@ class Method(SodMethod):
         return Move(
             Segmenter(dino, recipe.skipped_blocks, recipe.head),
             Discriminator(features, recipe.discriminator_width, recipe.discriminator_side),
+            self._mae() if recipe.mae_training else None,
         )
 
     def load_initial(self, network: Move, state: Mapping[str, Tensor], name: str) -> None:
         if name == "dino":
             network.segmenter.dino.network.load_published(state)
         elif name == "mae":
-            mae = self._mae()
+            mae = network.trained_mae or self._mae()
             mae.load_published(state)
-            network.mae = Frozen(mae)
+            network.mae = None if network.trained_mae else Frozen(mae)
         else:
             network.discriminator.load_classifier(state)
 
@@ -327,7 +344,10 @@ class Method(SodMethod):
                 f"{data.name} has {len(crops)} images, and a batch is {recipe.batch_size}: choose "
                 "a smaller --batch-size."
             )
-        if network.mae is None:
+        steps = recipe.steps or recipe.epochs * batches
+        if network.trained_mae is not None:
+            yield self._guessing(network.trained_mae, crops, steps)
+        elif network.mae is None:
             with _same_stand_in():
                 network.mae = Frozen(self._mae().to(network.segmenter.norm.weight.device))
         turns = tuple(n % 2 for n in range(max(2, batches)))
@@ -342,13 +362,32 @@ class Method(SodMethod):
 
         yield Phase(
             name="adversarial",
-            steps=recipe.steps or recipe.epochs * batches,
+            steps=steps,
             sources={"crops": Source(crops, recipe.batch_size, drop_last=True)},
             optimizer=lambda: self.optimizers(network),
             schedule=lambda step: 1.0,
             loss=loss,
             accumulate=recipe.accumulate,
             turns=turns,
+        )
+
+    def _guessing(self, mae: MaskedAutoencoder, crops: Crops, steps: int) -> Phase:
+        """The MAE learns to fill holes, beside ``steps`` of the adversarial training."""
+        recipe = self.recipe
+        steps = math.ceil(recipe.mae_training * steps)
+
+        def loss(batches: dict[str, Batch], step: int) -> dict[str, Tensor]:
+            image = batches["crops"]["image"]
+            hidden = torch.rand(len(image), mae.patch_embed.num_patches) < recipe.mae_hidden
+            return {"guessing": mae.guessing_loss(image, hidden.to(image.device))}
+
+        return Phase(
+            name="inpainting",
+            steps=steps,
+            sources={"crops": Source(crops, recipe.batch_size, drop_last=True)},
+            optimizer=lambda: torch.optim.AdamW(mae.parameters(), recipe.mae_rate, fused=True),
+            schedule=lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / steps),
+            loss=loss,
         )
 
     def optimizers(self, network: Move) -> list[torch.optim.Optimizer]:
@@ -395,9 +434,12 @@ class Method(SodMethod):
     def compose(self, network: Move, image: Tensor) -> Composition:
         """The segmenter's masks, moved at random."""
         recipe = self.recipe
-        assert network.mae is not None
+        mae = network.trained_mae
+        if mae is None:
+            assert network.mae is not None
+            mae = network.mae.network
         return Composition(
-            network.mae,
+            mae.requires_grad_(False),
             image,
             network.segmenter(image).float().sigmoid(),
             draw_shifts(len(image), recipe.shift * image.shape[2]),
@@ -445,6 +487,7 @@ class Method(SodMethod):
         recipe = self.recipe
         return MaskedAutoencoder(
             side=recipe.crop,
+            patch=recipe.mae_patch,
             width=recipe.mae_width,
             depth=recipe.mae_depth,
             heads=recipe.mae_heads,

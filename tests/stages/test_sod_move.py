@@ -16,7 +16,7 @@ from closeness import FLOAT64, assert_close_in_norm
 from stages.ops.bilateral_solver import binary_object, solve_bilaterally
 from stages.ops.determinism import reseed
 from stages.runtime.errors import Interruption
-from stages.runtime.method import Frozen, Image
+from stages.runtime.method import Image
 from stages.runtime.trainer import TrainConfig, Trainer
 from stages.sod import SodData
 from stages.sod._move_composition import Composition, draw_shifts, shifted
@@ -72,7 +72,7 @@ def test_shifts_move_right_and_down_and_are_uniform() -> None:
 
 
 def test_where_nothing_is_inpainted_the_real_image_is_copied() -> None:
-    mae = Frozen(Method(SMALL, Path())._mae())
+    mae = Method(SMALL, Path())._mae()
     image, mask = torch.randn(2, 3, SIDE, SIDE), torch.zeros(2, 1, SIDE, SIDE)
     mask[:, :, 16:32, 16:32] = 1
     made = Composition(mae, image, mask, [(16, 0), (0, 0)], copy_real=True)
