@@ -24,8 +24,8 @@ Where this file departs from the published code:
 - An epoch of a single batch has a turn for each, one epoch after the other.
 
 The recipe ``shapes`` needs no pretrained weights: its DINO, MAE and classifier are small networks
-of the same kinds. Two of them are as they were drawn; the MAE, without which no hole is filled, first
-learns to guess patches of the images (``mae_training``).
+of the same kinds. Two of them stay as they were drawn; the MAE, without which no hole is filled,
+first learns to guess patches of the images (``mae_training``).
 """
 
 from __future__ import annotations
