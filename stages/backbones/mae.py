@@ -77,14 +77,12 @@ class MaskedAutoencoder(nn.Module):
         return self._image(self.decoder_pred(self.decoder_norm(tokens))[:, 1:])
 
     def guessing_loss(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """The mean squared error of the patches where ``hidden`` bool[N, cells] is set, a tenth of
-        that of the others added (He et al. train on the hidden ones alone, which the encoder does
-        not see; here it sees all, and MOVE also looks at what is kept)."""
-        made = self.decode(self.encode(image), (~hidden).to(image.dtype))
-        error = F.avg_pool2d((made - image).square(), self.patch).mean(1).flatten(1)
-        share = hidden.to(image.dtype)
-        weight = share + (1 - share) / 10
-        return (error * weight).sum() / weight.sum()
+        """The mean squared error of an image where ``hidden`` bool[N, cells] patches are guessed.
+
+        Over all patches, since MOVE also looks at those that are kept. He et al. take the hidden
+        ones alone, which their encoder does not see; this one sees all.
+        """
+        return F.mse_loss(self.decode(self.encode(image), (~hidden).to(image.dtype)), image)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """The authors' checkpoint. Raises HubError if it does not fit exactly."""

@@ -139,17 +139,20 @@ RECIPES = {
         mae_decoder_width=48,
         mae_decoder_depth=2,
         mae_decoder_heads=3,
+        mae_patch=8,
+        mae_training=1.5,
         classifier="test_efficientnet",
         discriminator_width=8,
         discriminator_side=128,
         crop=64,
-        copy_real=True,
-        binary_warmup=100,
+        binary_warmup=0,  # else all masks become one faint veil
+        min_area=0.06,
         max_area=0.3,
-        max_area_weight=3.0,  # without it backgrounds are moved as often as objects
+        max_area_weight=6.0,  # without it backgrounds are moved as often as objects
         steps=600,
         batch_size=8,
         learning_rate=1e-3,
+        discriminator_rate=1e-3,
         test_side=96,
     ),
 }
