@@ -34,6 +34,8 @@ TRAINING = replace(  # with the tiny MAE of the case; what is not in it is small
     RECIPES["shapes"],
     crop=64,
     copy_real=False,
+    mae_training=0.0,
+    mae_patch=16,
     mae_width=48,
     mae_depth=2,
     mae_heads=3,

@@ -26,6 +26,7 @@ from wsssbed_hub.utils.errors import HubError, UsageError
 
 SMALL = replace(RECIPES["shapes"], batch_size=2, steps=4)
 SIDE = SMALL.crop
+CONFIG = TrainConfig(seed=0, device=torch.device("cpu"))
 
 
 def drawn(height: int = 70, width: int = 90) -> np.ndarray:
@@ -137,7 +138,7 @@ def test_the_solver_fills_an_evenly_coloured_region() -> None:
 def test_random_helpers_are_the_same_in_every_training(data: SodData) -> None:
     found = []
     for seed in (1, 2):
-        method = Method(SMALL, Path())
+        method = Method(replace(SMALL, mae_training=0.0), Path())
         reseed(seed, "build")
         network = method.build()
         list(method.phases(network, data))
@@ -157,10 +158,33 @@ def test_the_card_names_the_networks_that_are_not_the_published_ones() -> None:
     assert Method.remark(other).endswith("place of the MAE")
 
 
+def test_an_mae_that_is_trained_here_learns_first_and_is_kept(
+    data: SodData, tmp_path: Path
+) -> None:
+    method = Method(replace(SMALL, mae_training=7.5), tmp_path)
+    reseed(0, "build")
+    network = method.build()
+    mae = network.trained_mae
+    assert mae is not None
+    image = torch.from_numpy(Crops(data, SMALL).sample(0, np.random.default_rng(0))["image"])[None]
+    hidden = torch.arange(mae.patch_embed.num_patches)[None] % 4 == 0
+    names, errors = [], []
+    for phase in method.phases(network, data):
+        names.append((phase.name, phase.steps))
+        errors.append(mae.guessing_loss(image, hidden).item())
+        (tmp_path / phase.name).mkdir()
+        Trainer(network, tmp_path / phase.name, CONFIG).run([phase])
+    errors.append(mae.guessing_loss(image, hidden).item())
+    assert names == [("inpainting", 30), ("adversarial", 4)]
+    assert errors[1] < errors[0] * 0.9
+    assert errors[2] == errors[1]
+    assert torch.equal(network.state_dict()["trained_mae.mask_token"], mae.mask_token)
+
+
 class StoppedAt(Crops):
     """A signal comes while a sample is read."""
 
-    left = 3
+    left = 0
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         self.left -= 1
@@ -174,18 +198,20 @@ def train(folder: Path, data: SodData) -> dict[str, torch.Tensor]:
     method = Method(SMALL, folder)
     reseed(0, "build")
     network = method.build()
-    config = TrainConfig(seed=0, device=torch.device("cpu"))
-    Trainer(network, folder, config).run(method.phases(network, data))
+    Trainer(network, folder, CONFIG).run(method.phases(network, data))
     return network.state_dict()
 
 
+@pytest.mark.parametrize(("sample", "step"), [(3, "2 of 6"), (15, "2 of 4")])
 def test_a_stopped_training_goes_on_to_the_same_weights(
-    data: SodData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample: int, step: str, data: SodData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In either phase."""
     whole = train(tmp_path / "whole", data)
     with monkeypatch.context() as patch:
         patch.setattr("stages.sod.move.Crops", StoppedAt)
-        with pytest.raises(Interruption, match="Stopped after step 2 of 4"):
+        patch.setattr(StoppedAt, "left", sample)
+        with pytest.raises(Interruption, match=f"Stopped after step {step}"):
             train(tmp_path / "stopped", data)
     resumed = train(tmp_path / "stopped", data)
     assert whole.keys() == resumed.keys()
