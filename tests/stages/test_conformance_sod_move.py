@@ -29,7 +29,13 @@ INPUTS, OUTPUTS = conformance.load("sod-move")
 TRAIN_INPUTS, TRAIN_OUTPUTS = conformance.load("sod-move-train")
 PUBLISHED = RECIPES["published"]
 METHOD = Method(replace(PUBLISHED, test_side=60), Path())
-PUBLISHED_LOSSES = ("binary_warmup", "max_area", "max_area_weight")
+PUBLISHED_LOSSES = (
+    "binary_warmup",
+    "min_area",
+    "max_area",
+    "max_area_weight",
+    "discriminator_rate",
+)
 TRAINING = replace(  # with the tiny MAE of the case; what is not in it is small
     RECIPES["shapes"],
     crop=64,
