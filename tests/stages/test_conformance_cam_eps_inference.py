@@ -19,6 +19,7 @@ from torch import Tensor
 from stages.cam.eps import RECIPES, Classifier, Method, probabilities
 from stages.ops.images import divide_by_maximum, fuse
 from stages.runtime.method import Image
+from wsssbed_hub.evaluation.method_rules import label_edam
 from wsssbed_hub.evaluation.pseudo_label import pseudo_label
 
 pytestmark = pytest.mark.numerical
@@ -30,7 +31,7 @@ LEFT_OUT = {
     "sum": "not 8-bit, so compared before the rounding, below",
     "fused": "likewise; the maps themselves are compared with it, too",
     "softmax_scale_0.5": "of the network's maps, below",
-    "pseudo_mask_thr0.20": "of maps that are not 8-bit, as the hub's are: compared below",
+    "pseudo_mask_thr0.20": "compared below, of these maps and of the hub's, which are 8-bit",
 }
 
 
@@ -95,4 +96,8 @@ def test_before_the_rounding() -> None:
     assert_close_in_norm(soft[0.5][0], OUTPUTS["softmax_scale_0.5"], FLOAT32)
     total = fuse((pair[:, chosen] for pair in soft.values()), tuple(INPUTS["size_hw"].tolist()))
     assert_close_in_norm(total, OUTPUTS["sum"], FLOAT32)
-    assert_close_in_norm(divide_by_maximum(total), OUTPUTS["fused"], FLOAT32)
+    fused = divide_by_maximum(total)
+    assert_close_in_norm(fused, OUTPUTS["fused"], FLOAT32)
+    # A constant score of the background: what the rule edam is without saliency, too.
+    label = label_edam(fused.numpy(), CLASSES, None, tau=float(INPUTS["threshold"]))
+    assert (label == OUTPUTS["pseudo_mask_thr0.20"]).mean() >= 0.999
