@@ -48,6 +48,7 @@ from stages.backbones.mae import MaskedAutoencoder
 from stages.backbones.state import Rules, load_strictly
 from stages.ops.augment import random_resized_crop
 from stages.ops.bilateral_solver import SolverSettings, binary_object, solve_bilaterally
+from stages.ops.determinism import generator
 from stages.ops.images import imagenet_rgb, resize_bicubic
 from stages.ops.resizing import resize
 from stages.runtime.method import Batch, Frozen, HasFrozen, Image, Initial, Phase, Source
@@ -60,6 +61,7 @@ from wsssbed_hub.utils.errors import UsageError
 
 DISCRIMINATOR, SEGMENTER = 0, 1  # the optimisers, in the order of their turns
 WARM_UP = 50  # steps of the MAE's training
+FIRST_MASKS = 16  # that tell how the head's first logits are spread
 POOL = 16  # pixels; the mask losses also look at means and maxima of such squares
 STAND_IN_SEED = 0  # of helpers without pretrained weights, so that `random` means one network
 
@@ -97,6 +99,8 @@ class Recipe:
     copy_real: bool = False  # what is not inpainted from the image instead of its autoencoding
     binary_inpainting: bool = False  # patches are kept or not; then no gradient through the hole
     losses_on: Literal["shifted", "original"] = "shifted"  # mask
+    first_logits: float = 0.0  # deviation of the first masks' logits, and how far they lie below 0;
+    # at 0 they are as they come
     binary_weight: float = 12.5
     binary_warmup: int = 2500  # segmenter steps
     min_area: float = 0.05
@@ -140,16 +144,17 @@ RECIPES = {
         mae_decoder_depth=2,
         mae_decoder_heads=3,
         mae_patch=8,
-        mae_training=1.5,
+        mae_training=3.0,
         classifier="test_efficientnet",
         discriminator_width=8,
         discriminator_side=128,
         crop=64,
+        first_logits=1.5,
         binary_warmup=0,  # else all masks become one faint veil
         min_area=0.06,
         max_area=0.3,
         max_area_weight=6.0,  # without it backgrounds are moved as often as objects
-        steps=600,
+        steps=300,  # longer, and masks drift away from the objects again
         batch_size=8,
         learning_rate=1e-3,
         discriminator_rate=1e-3,
@@ -372,7 +377,24 @@ class Method(SodMethod):
             loss=loss,
             accumulate=recipe.accumulate,
             turns=turns,
+            prepare=lambda: self._spread_first_masks(network.segmenter, crops),
         )
+
+    def _spread_first_masks(self, segmenter: Segmenter, crops: Crops) -> None:
+        """Rescale the head's last layer, so that a sixth of the first masks is above one half."""
+        spread = self.recipe.first_logits
+        if not spread:
+            return
+        rng = generator("first masks")
+        some = rng.integers(len(crops), size=FIRST_MASKS)
+        images = np.stack([crops.sample(int(index), rng)["image"] for index in some])
+        score = segmenter.head.score
+        assert score.bias is not None
+        with torch.no_grad():
+            logits = segmenter(torch.from_numpy(images).to(score.weight.device))
+            factor = spread / logits.std()
+            score.weight *= factor
+            score.bias.copy_((score.bias - logits.mean()) * factor - spread)
 
     def _guessing(self, mae: MaskedAutoencoder, crops: Crops, steps: int) -> Phase:
         """The MAE learns to fill holes, beside ``steps`` of the adversarial training."""
