@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backbones.positions import resized_positions
+from stages.backbones.positions import resized_positions, rows
 from stages.backbones.state import load_strictly
 
 AS_TRAINED = (224, 224)
@@ -61,6 +61,15 @@ class MaskedAutoencoder(nn.Module):
         cells = self.patch_embed(image) + table[:, 1:]
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(image), -1, -1)
         return self.norm(self.blocks(torch.cat((first, cells), 1)))
+
+    def features(self, image: Tensor) -> Tensor:
+        """float[N, width, H / patch, W / patch] of images of any size, sides multiples of it."""
+        cells = self.patch_embed.proj(image)
+        height, width = cells.shape[2:]
+        table: Tensor = resized_positions(self.pos_embed, height, width)
+        first = (self.cls_token + table[:, :1]).expand(len(image), -1, -1)
+        tokens = self.norm(self.blocks(torch.cat((first, rows(cells) + table[:, 1:]), 1)))
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
 
     def decode(self, latent: Tensor, keep: Tensor | None = None) -> Tensor:
         """The image of an encoding: float[N, 3, side, side].

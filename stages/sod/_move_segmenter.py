@@ -55,7 +55,10 @@ class Segmenter(HasFrozen):
         """float[N, C, H / 8, W / 8]: DINO's, behind the norm that is trained."""
         with torch.no_grad():
             found = self.dino.network.features(image, self.blocks)
-        return self.norm(found.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.normed(found)
+
+    def normed(self, features: Tensor) -> Tensor:
+        return self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))

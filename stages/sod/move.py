@@ -11,7 +11,8 @@ segmenter learns to deceive it.
 What the published code does: features are those of DINO's last block but one, behind a layer norm
 that is trained anew; batch norm of the head learns its statistics in both turns; every epoch begins
 with the discriminator's turn. ``copy_real`` and ``binary_inpainting`` are options of it. Of its
-others, features of the MAE and a self-supervised classifier for the discriminator are not here.
+others, features of a pretrained MAE and a self-supervised classifier for the discriminator are not
+here.
 
 Where this file departs from the published code:
 
@@ -24,8 +25,9 @@ Where this file departs from the published code:
 - An epoch of a single batch has a turn for each, one epoch after the other.
 
 The recipe ``shapes`` needs no pretrained weights: its DINO, MAE and classifier are small networks
-of the same kinds. Two of them stay as they were drawn; the MAE, without which no hole is filled,
-first learns to guess patches of the images (``mae_training``).
+of the same kinds. The MAE, without which no hole is filled, first learns to guess patches of the
+images (``mae_training``); what its encoder learnt stands in for DINO's ``features``, since the
+segmenter learns next to nothing on those of a network that nobody trained.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ class Recipe:
     dino_depth: int = 12
     dino_heads: int = 6
     skipped_blocks: int = 1  # of DINO, at its end
+    features: Literal["dino", "mae"] = "dino"  # the second: of the MAE that is trained here
     head: tuple[int, ...] = (192, 128, 128, 128)  # all but the last double the resolution
     mae_patch: int = 16
     mae_width: int = 1024
@@ -143,6 +146,7 @@ RECIPES = {
         mae_decoder_width=48,
         mae_decoder_depth=2,
         mae_decoder_heads=3,
+        features="mae",
         mae_patch=8,
         mae_training=3.0,
         classifier="test_efficientnet",
@@ -154,11 +158,11 @@ RECIPES = {
         min_area=0.06,
         max_area=0.3,
         max_area_weight=6.0,  # without it backgrounds are moved as often as objects
-        steps=300,  # longer, and masks drift away from the objects again
+        steps=300,
         batch_size=8,
         learning_rate=1e-3,
         discriminator_rate=1e-3,
-        test_side=96,
+        test_side=64,
     ),
 }
 
@@ -184,12 +188,24 @@ class Move(HasFrozen):
         segmenter: Segmenter,
         discriminator: Discriminator,
         trained_mae: MaskedAutoencoder | None = None,
+        *,
+        on_mae: bool = False,
     ) -> None:
         super().__init__()
         self.segmenter = segmenter
         self.discriminator = discriminator
         self.trained_mae = trained_mae
+        self.on_mae = on_mae
         self.mae: Frozen[MaskedAutoencoder] | None = None
+
+    def logits(self, image: Tensor) -> Tensor:
+        """float[N, 1, H, W] of the masks of float[N, 3, H, W], sides multiples of 8."""
+        if not self.on_mae:
+            return self.segmenter(image)
+        assert self.trained_mae is not None
+        with torch.no_grad():
+            found = self.trained_mae.features(image)
+        return self.segmenter.head(self.segmenter.normed(found))
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """The authors' checkpoint: the segmenter, with or without DINO's frozen weights.
@@ -314,6 +330,12 @@ class Method(SodMethod):
 
     def build(self) -> Move:
         recipe = self.recipe
+        fits = (recipe.mae_width, recipe.mae_patch) == (recipe.dino_width, 8)
+        if recipe.features == "mae" and not (recipe.mae_training and fits):
+            raise UsageError(
+                "features=mae are those of an MAE that is trained here: mae_training above 0, "
+                "mae_patch 8 and mae_width as dino_width."
+            )
         with _same_stand_in():
             dino = Frozen(DinoViT(recipe.dino_width, recipe.dino_depth, recipe.dino_heads))
             features = Frozen(classifier_features(recipe.classifier))
@@ -321,6 +343,7 @@ class Method(SodMethod):
             Segmenter(dino, recipe.skipped_blocks, recipe.head),
             Discriminator(features, recipe.discriminator_width, recipe.discriminator_side),
             self._mae() if recipe.mae_training else None,
+            on_mae=recipe.features == "mae",
         )
 
     def load_initial(self, network: Move, state: Mapping[str, Tensor], name: str) -> None:
@@ -377,10 +400,10 @@ class Method(SodMethod):
             loss=loss,
             accumulate=recipe.accumulate,
             turns=turns,
-            prepare=lambda: self._spread_first_masks(network.segmenter, crops),
+            prepare=lambda: self._spread_first_masks(network, crops),
         )
 
-    def _spread_first_masks(self, segmenter: Segmenter, crops: Crops) -> None:
+    def _spread_first_masks(self, network: Move, crops: Crops) -> None:
         """Rescale the head's last layer, so that a sixth of the first masks is above one half."""
         spread = self.recipe.first_logits
         if not spread:
@@ -388,10 +411,10 @@ class Method(SodMethod):
         rng = generator("first masks")
         some = rng.integers(len(crops), size=FIRST_MASKS)
         images = np.stack([crops.sample(int(index), rng)["image"] for index in some])
-        score = segmenter.head.score
+        score = network.segmenter.head.score
         assert score.bias is not None
         with torch.no_grad():
-            logits = segmenter(torch.from_numpy(images).to(score.weight.device))
+            logits = network.logits(torch.from_numpy(images).to(score.weight.device))
             factor = spread / logits.std()
             score.weight *= factor
             score.bias.copy_((score.bias - logits.mean()) * factor - spread)
@@ -466,7 +489,7 @@ class Method(SodMethod):
         return Composition(
             mae.requires_grad_(False),
             image,
-            network.segmenter(image).float().sigmoid(),
+            network.logits(image).float().sigmoid(),
             draw_shifts(len(image), recipe.shift * image.shape[2]),
             copy_real=recipe.copy_real,
             binary_inpainting=recipe.binary_inpainting,
@@ -505,7 +528,7 @@ class Method(SodMethod):
         patch: int = network.segmenter.dino.network.patch
         pixels = np.pad(pixels, ((0, 0), (0, -height % patch), (0, -width % patch)), "reflect")
         device = network.segmenter.norm.weight.device
-        mask = network.segmenter(torch.from_numpy(pixels)[None].to(device))[0, 0].sigmoid()
+        mask = network.logits(torch.from_numpy(pixels)[None].to(device))[0, 0].sigmoid()
         return (mask[:height, :width] * 255).to(torch.uint8).cpu().numpy()
 
     def _mae(self) -> MaskedAutoencoder:

@@ -40,6 +40,7 @@ TRAINING = replace(  # with the tiny MAE of the case; what is not in it is small
     RECIPES["shapes"],
     crop=64,
     copy_real=False,
+    features="dino",
     mae_training=0.0,
     mae_patch=16,
     mae_width=48,
