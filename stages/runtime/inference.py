@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ Read = TypeVar("Read")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 AT_ONCE = 8  # images in the network on a CPU, at most: each takes its memory
 
 
@@ -41,8 +43,22 @@ def through_network(
     try:
         if cpu:
             one_core()
+            _keep_freed_memory()
         yield from pipeline(
             items, read, work, finish, threads=threads, at_once=cpu, initializer=one_core
         )
     finally:
         torch.set_num_threads(cores)  # threads that start later take the number set last
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors leave.
+
+    What is given back to the system is fetched anew for the next tensor, page by page, and all
+    threads wait for one lock meanwhile. Other C libraries stay as they are.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # glibc takes no more
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
