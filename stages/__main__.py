@@ -11,7 +11,7 @@ import os
 import sys
 from functools import partial
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stages.runtime.catalogue import Stage, all_stages, find_stage
 from wsssbed_hub.containers.inside import require_mounts
@@ -89,11 +89,16 @@ def run_stage(stage: Stage, arguments: list[str]) -> int:
 
     0: done. 1: a failure. 2: a mistake in the request. 130 and 143: stopped by SIGINT or SIGTERM.
     """
-    from stages.runtime.errors import guarded  # torch; the list does not wait for it
+    from stages.runtime.errors import blamed, guarded  # torch; the list does not wait for it
     from stages.runtime.options import command, described
 
     family, method = stage.load()
     work = partial(family.run, stage.name, *([method] if method else []))
+
+    def understood(options: Any) -> None:
+        with blamed(getattr(options, "set", None) or ()):
+            work(options)
+
     epilog = ""
     if method is not None:
         epilog = "\n\n".join(
@@ -101,7 +106,7 @@ def run_stage(stage: Stage, arguments: list[str]) -> int:
         )
     app = command(
         family.Options,
-        lambda options: guarded(lambda: work(options())),
+        lambda options: guarded(lambda: understood(options())),
         name=stage.name,
         title=f"{stage.title}.",
         epilog=epilog,

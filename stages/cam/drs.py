@@ -38,7 +38,7 @@ Where this file departs from the published code:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -100,13 +100,21 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.delta <= 1:
             raise UsageError(f"delta={self.delta}: choose a number above 0 and at most 1.")
-        if self.suppression == "learnable" and self.delta != FIXED_DELTA:
-            raise UsageError(f"delta={self.delta} is for --set suppression=fixed; leave it out.")
         if self.scaled < self.crop or self.crop < 1 or not self.scales or min(self.scales) < 1:
             raise UsageError(
                 f"scaled={self.scaled}, crop={self.crop}, scales={self.scales}: sizes are 1 or "
                 "more, and a crop is at most as large as the square that it comes from."
             )
+
+    def unread(self) -> Iterator[tuple[Collection[str], str]]:
+        """Fields that change nothing beside the others, and why."""
+        if self.suppression == "learnable":
+            yield ["delta"], "The suppression is learnt (--set suppression=fixed: it is not)"
+        else:
+            yield ["control_std"], "With suppression=fixed there are no controllers"
+        if self.maps == "classifier":
+            idle = [f"refinement_{name}" for name in ("std", "epochs", "drops", "rate")]
+            yield idle, "With maps=classifier there is no second network"
 
 
 RECIPES = {

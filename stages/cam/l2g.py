@@ -33,7 +33,7 @@ the next one (6 of VOC's 35,280 steps fewer, 13 of COCO's 102,615).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -118,6 +118,17 @@ class Recipe:
             raise UsageError("nesterov=true wants a momentum. Set nesterov=false too.")
         if self.steps < 0 or (not self.steps and self.epochs < 1):
             raise UsageError(f"steps={self.steps}, epochs={self.epochs}: one of them, 1 or more.")
+
+    def unread(self) -> Iterator[tuple[Collection[str], str]]:
+        """Fields that change nothing beside the others, and why."""
+        if self.network == "vgg16":
+            yield ["freeze_early", "frozen_norm", "blocks", "dropout"], "Only ResNet-38 has it"
+        else:
+            yield ["extra_deviation"], "Only VGG-16 has it (--set network=vgg16)"
+        if self.power is not None:
+            yield ["drops", "drop_factor"], "The rate falls by the power (--set power=none: drops)"
+        if self.view == "squeeze":
+            yield ["short_side"], "With view=squeeze the whole image is the view"
 
 
 RECIPES = {

@@ -27,7 +27,7 @@ accumulate nothing; the targets are then zero, which is said.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -99,6 +99,16 @@ class Recipe:
             )
         if self.short_side < STRIDE:
             raise UsageError(f"short_side={self.short_side}: choose at least {STRIDE} pixels.")
+
+    def unread(self) -> Iterator[tuple[Collection[str], str]]:
+        """Fields that change nothing beside the others, and why."""
+        if self.maps != "integral":
+            idle = ["integral_epochs", "integral_scale", "positive_above", "negative_weight"]
+            yield idle, f"With maps={self.maps} there is no integral network"
+        if not self.drop_layer:
+            yield ["drop_rate", "drop_threshold"], "There is no drop layer (--set drop_layer=true)"
+            if self.maps == "attention":
+                yield ["first_epoch"], "With maps=attention nothing is made of accumulated maps"
 
 
 RECIPES = {

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -70,16 +70,29 @@ def guarded(work: Callable[[], None]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         _complain(f"{error.strerror}{where}. Mend that and run it again, it goes on.")
         return 1
-    except Exception:
-        return _unexpected()
+    except Exception as error:
+        return _unexpected(*getattr(error, "__notes__", ()))
     return 0
 
 
-def _unexpected() -> int:
+@contextmanager
+def blamed(assigned: Sequence[str]) -> Iterator[None]:
+    """What nobody expects may come of the values that the person gave to fields of a recipe,
+    ``NAME=VALUE``: not every value that cannot be is refused."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:
+        if assigned:
+            error.add_note(f"Or it comes of --set {' '.join(assigned)}: try it without.")
+        raise
+
+
+def _unexpected(*notes: str) -> int:
     traceback.print_exc()
-    _complain(
-        "This is a mistake in the program, or in a method's file. The last checkpoint is whole."
-    )
+    mistake = "This is a mistake in the program, or in a method's file."
+    _complain(" ".join([mistake, *notes, "The last checkpoint is whole."]))
     return 1
 
 

@@ -189,7 +189,9 @@ class Method(ABC):
     from those of ``timm_weights``; with any other value the person names them with ``--init``.
     With several in ``initial`` the fields are ``initial_<name>``.
     ``--steps``, ``--epochs`` and ``--batch-size`` set the fields ``steps``, ``epochs`` and
-    ``batch_size``; in a recipe that has both, steps other than 0 count."""
+    ``batch_size``; in a recipe that has both, steps other than 0 count. A recipe some of whose
+    fields count beside certain others alone has a method ``unread``, that yields the names of
+    those that do not, and why: ``--set`` of them is refused."""
     initial: ClassVar[Mapping[str, Initial]] = {}
     """Which weights the published training starts from, by the name in ``--init NAME=FILE``; with
     one alone ``--init FILE`` will do."""

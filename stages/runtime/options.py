@@ -225,7 +225,8 @@ def choose_recipe(
 
     ``assignments`` are ``field=value``. The others set the fields of their names; a recipe with
     ``steps`` and ``epochs`` goes by the epochs if its steps are 0. Raises UsageError for unknown
-    names, for values that are not of the field's type, and for two that say the same thing.
+    names, for values that are not of the field's type, for two that say the same thing, and for
+    fields that nothing reads beside the others (``unread`` of the recipe).
     """
     if name not in recipes:
         raise UsageError(
@@ -256,7 +257,21 @@ def choose_recipe(
         if changes.get("steps"):
             raise UsageError("Steps and epochs both say how long the training is: choose one.")
         changes["steps"] = 0
-    return replace(recipe, **changes), changes
+    chosen = replace(recipe, **changes)
+    _refuse_unread(chosen, changes.keys() - given.keys())
+    return chosen, changes
+
+
+def _refuse_unread(recipe: Any, assigned: Collection[str]) -> None:
+    """Raises UsageError if a recipe says that nothing reads one of its ``assigned`` fields.
+
+    A recipe class that has such fields has a method ``unread``, which is as ``useless`` of the
+    options.
+    """
+    for names, because in recipe.unread() if hasattr(recipe, "unread") else ():
+        idle = sorted({*names} & {*assigned})
+        if idle:
+            raise UsageError(f"{because}; leave --set {', '.join(idle)} out.")
 
 
 def described(recipe: Any) -> str:

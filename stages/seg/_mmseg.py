@@ -5,7 +5,7 @@ Every number is a field of ``MMSegRecipe``; what its configurations say of it st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +62,16 @@ class MMSegRecipe:
                 f"test_stride={self.test_stride}, test_window={self.test_window}: a window may go "
                 "on by its own side at most, or it would leave pixels out."
             )
+
+    def unread(self) -> Iterator[tuple[Collection[str], str]]:
+        """Fields that change nothing beside the others, and why."""
+        if self.test_mode == "whole":
+            yield ["test_window", "test_stride"], "The test has no windows (--set test_mode=slide)"
+        if self.test_ratios:
+            yield ["test_scale"], "With test_ratios the sizes are those of the image, times these"
+        if not self.distortion:
+            colours = ["brightness", "contrast", "saturation", "hue"]
+            yield colours, "With distortion=0 no colour is changed"
 
 
 TEST_TIME_AUGMENTATION: Mapping[str, Any] = {

@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from stages.runtime.method import Image
 from stages.runtime.progress import progress, say
 from stages.runtime.session import Session
 from stages.runtime.training import LOCK, Trained, differing, locked
+from stages.runtime.weight_files import brief
 from wsssbed_hub.artifacts.digests import file_digest, list_digest
 from wsssbed_hub.artifacts.maps import check_image_id
 from wsssbed_hub.artifacts.png_codec import check_png, encode_png
@@ -43,6 +44,7 @@ RECORD = ".predictions.json"
 SERVERS = {"voc": Path("results/VOC2012/Segmentation/comp6_test_cls")}
 """Where an evaluation server looks for the label maps, in the zip that it is sent."""
 RAW, CRF = "raw", "crf"
+_SMALL = 32  # pixels of a side: that is less than a network's stride
 _PICTURES = (".jpg", ".jpeg", ".png")
 _ONE_DATE = (1980, 1, 1, 0, 0, 0)  # the same label maps give the same zip
 
@@ -95,7 +97,11 @@ def pictures_in(folder: Path, limit: int | None) -> Pictures:
     found = [p for p in folder.iterdir() if p.suffix.lower() in _PICTURES and p.name[0] != "."]
     paths: dict[str, Path] = {}
     for path in sorted(found):
-        if paths.setdefault(check_image_id(path.stem), path) != path:
+        try:
+            check_image_id(path.stem)
+        except HubError as error:
+            raise HubError(f"{path}: {error} Rename the file.") from None
+        if paths.setdefault(path.stem, path) != path:
             raise HubError(f"{folder} has {paths[path.stem].name} and {path.name}: one id, twice.")
     if not paths:
         raise HubError(f"{folder} holds no images (.jpg, .jpeg or .png).")
@@ -211,7 +217,7 @@ class Predictions:
         todo = [one for one in ids if not all(_is_whole(f / f"{one}.png") for f in folders)]
 
         def work(image: Image) -> tuple[str, Predicted]:
-            with torch.inference_mode():
+            with torch.inference_mode(), _of_some_size(image):
                 return image.id, predict(trained, image)
 
         def finish(made: tuple[str, Predicted]) -> None:
@@ -271,7 +277,13 @@ def requested(
         pictures = pictures_in(Path(where), options.limit)
     else:
         target = target or open_target(options.target, options.data_root)
-        pictures = pictures_of_split(target, where, options.limit)
+        try:
+            pictures = pictures_of_split(target, where, options.limit)
+        except UsageError as error:
+            folder = (
+                f" Of a folder, write it with a slash: ./{where}." if Path(where).is_dir() else ""
+            )
+            raise UsageError(f"{error}{folder}") from None
     return Predictions(
         Path(os.path.abspath(options.predictions.expanduser())),
         pictures,
@@ -289,6 +301,21 @@ def require_server(name: str | None) -> None:
         raise UsageError(
             f"--server {name}: there is none of that name. Choose {', '.join(SERVERS)}."
         )
+
+
+@contextmanager
+def _of_some_size(image: Image) -> Iterator[None]:
+    """Raises HubError that names a very small image for whatever a network says of it."""
+    try:
+        yield
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        height, width = image.rgb.shape[:2]
+        if min(height, width) >= _SMALL:
+            raise
+        raise HubError(
+            f"The image {image.id} is too small for this network, with {height} x {width} pixels "
+            f"(height x width). Leave it out. ({brief(error)})"
+        ) from None
 
 
 def _zip(root: Path, inside: Path, names: Sequence[str]) -> None:

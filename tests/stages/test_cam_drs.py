@@ -180,7 +180,6 @@ def test_steps_are_shared_by_the_epochs(
     [
         ({"delta": 0.0}, "delta=0.0: choose a number above 0"),
         ({"delta": 1.1}, "delta=1.1: choose a number above 0"),
-        ({"delta": 0.4}, "delta=0.4 is for --set suppression=fixed"),
         ({"crop": 25}, "scaled=24, crop=25"),
         ({"scales": ()}, r"scales=\(\)"),
         ({"scales": (8, 0)}, r"scales=\(8, 0\)"),

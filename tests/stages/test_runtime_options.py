@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from stages.runtime.catalogue import ROOT, all_stages, find_stage
+from stages.runtime.catalogue import ROOT, Stage, all_stages, find_stage
 from stages.runtime.device import choose_device
-from stages.runtime.errors import Interruption, guarded
+from stages.runtime.errors import Interruption, blamed, guarded
 from stages.runtime.options import choose_recipe, follow_target
 from wsssbed_hub.utils.errors import HubError, UsageError
 
@@ -101,6 +102,74 @@ def test_a_length_that_the_recipe_does_not_have_is_refused() -> None:
 
     with pytest.raises(UsageError, match=r"--epochs: this recipe has no epochs\. It has steps"):
         choose_recipe({"published": Steps()}, "published", epochs=2)
+
+
+@dataclass(frozen=True)
+class Modes:
+    mode: str = "max"
+    level: float = 0.5
+
+    def unread(self) -> Iterator[tuple[Collection[str], str]]:
+        if self.mode == "max":
+            yield ["level"], "The maximum has no level"
+
+
+def test_fields_that_nothing_reads_beside_the_others_are_refused() -> None:
+    recipes = {"published": Modes(), "mean": Modes(mode="mean")}
+    with pytest.raises(UsageError, match=r"^The maximum has no level; leave --set level out\.$"):
+        choose_recipe(recipes, "published", assignments=["level=0.5"])
+    expected = Modes(mode="mean", level=0.1)
+    for name, texts in (("published", ["level=0.1", "mode=mean"]), ("mean", ["level=0.1"])):
+        assert choose_recipe(recipes, name, assignments=texts)[0] == expected
+
+
+# Each is refused, and taken with what follows it.
+UNREAD = [
+    ("cam-l2g", "extra_deviation=none", "network=vgg16"),
+    ("cam-l2g", "blocks=1,1,1,1", "network=resnet38"),
+    ("cam-l2g", "drops=1", "power=none"),
+    ("cam-l2g", "short_side=500", "view=crop"),
+    ("cam-drs", "delta=0.4", "suppression=fixed"),
+    ("cam-drs", "control_std=0.1", "suppression=learnable"),
+    ("cam-drs", "refinement_epochs=2", "maps=refined"),
+    ("cam-oaa", "integral_epochs=2", "maps=integral"),
+    ("cam-oaa", "drop_rate=1", "drop_layer=true"),
+    ("cam-oaa", "first_epoch=2", "maps=accumulated"),
+    ("seg-deeplabv3plus", "test_stride=100", "test_mode=slide"),
+    ("seg-segformer", "test_scale=512,512", "test_ratios="),
+    ("seg-knet", "hue=9", "distortion=1"),
+]
+_BESIDE = {  # the other choice, where it is not the recipe's
+    "network=resnet38": "network=vgg16",
+    "power=none": "power=0.9",
+    "view=crop": "view=squeeze",
+    "suppression=learnable": "suppression=fixed",
+    "maps=refined": "maps=classifier",
+    "maps=integral": "maps=accumulated",
+    "maps=accumulated": "maps=attention",
+    "test_ratios=": "test_ratios=1",
+    "distortion=1": "distortion=0",
+}
+
+
+@pytest.mark.parametrize(("stage", "text", "needs"), UNREAD)
+def test_methods_refuse_fields_that_nothing_reads(stage: str, text: str, needs: str) -> None:
+    recipes = find_stage(stage).load()[1].recipes
+    field = text.partition("=")[0]
+    beside = [_BESIDE[needs]] if needs in _BESIDE else []
+    with pytest.raises(UsageError, match=f"leave --set {field} out"):
+        choose_recipe(recipes, "shapes", assignments=[text, *beside])
+    assert field in choose_recipe(recipes, "shapes", assignments=[text, needs])[1]
+
+
+@pytest.mark.parametrize("stage", [s for s in all_stages().values() if s.load()[1] is not None])
+def test_what_a_recipe_calls_unread_are_fields_of_it(stage: Stage) -> None:
+    for recipe in stage.load()[1].recipes.values():
+        names = {field.name for field in fields(recipe)}
+        for unread, because in recipe.unread() if hasattr(recipe, "unread") else ():
+            assert {*unread} <= names
+            assert because[0].isupper()
+            assert because[-1] != "."
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +274,21 @@ def test_trouble_becomes_one_message_and_an_exit_code(
 
     assert guarded(work) == code
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_nobody_expects_may_come_of_what_was_set(capsys: pytest.CaptureFixture) -> None:
+    def work(error: Exception, assigned: Sequence[str]) -> None:
+        with blamed(assigned):
+            raise error
+
+    assert guarded(lambda: work(ValueError("0 channels"), ["width=0", "crop=1"])) == 1
+    said = capsys.readouterr().err
+    assert "ValueError: 0 channels" in said
+    assert "Or it comes of --set width=0 crop=1: try it without." in said.splitlines()[-1]
+    assert guarded(lambda: work(ValueError("0 channels"), [])) == 1
+    assert "--set" not in capsys.readouterr().err
+    assert guarded(lambda: work(HubError("no file"), ["width=0"])) == 1
+    assert capsys.readouterr().err == "error: no file\n"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture) -> None:

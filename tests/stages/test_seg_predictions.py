@@ -319,7 +319,12 @@ def test_predictions_of_a_network_that_was_trained_again_are_not_taken_for_its_o
         (f"{BASE} --predictions p --predictions-of ./none", 1, "there is no such folder"),
         (f"{BASE} --predictions p --predictions-of ./empty", 1, "holds no images"),
         (f"{BASE} --predictions p --predictions-of ./twice", 1, "a.jpg and a.png: one id, twice"),
-        (f"{BASE} --predictions p --predictions-of ./odd", 1, "is not an image id"),
+        (
+            f"{BASE} --predictions p --predictions-of ./odd",
+            1,
+            "odd/a b.jpg: 'a b' is not an image id",
+        ),
+        (f"{BASE} --predictions p --predictions-of odd", 2, "with a slash: ./odd"),
         (ALONE, 2, "Name the labels"),
         (f"{ALONE} --predictions p", 2, "Name the labels"),
         (f"{ALONE} --weights w.pth --predictions p --version 1.1.0", 2, "leave --version out"),
@@ -350,6 +355,31 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_left(
     words = f"{ALONE} --weights {made}/seg.safetensors --predictions p --predictions-of ./photos"
     assert run(words) == 1
     assert "photos/b.jpg is not a whole PNG or JPEG" in capsys.readouterr().err
+    assert not Path("p").exists()
+
+
+@pytest.mark.parametrize(("side", "named"), [(1, True), (40, False)])
+def test_an_image_that_is_too_small_is_named(
+    run: Run,
+    made: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    side: int,
+    named: bool,
+) -> None:
+    """What a network says of a larger one is a mistake of ours."""
+
+    def halved(self: Any, network: Any, image: Any) -> torch.Tensor:
+        raise RuntimeError("output sizes should be greater than 0")
+
+    monkeypatch.setattr(TOYS["seg-toy"], "logits", halved)
+    Path("photos").mkdir()
+    PilImage.fromarray(np.zeros((side, 50, 3), np.uint8)).save("photos/a.png")
+    words = f"{ALONE} --weights {made}/seg.safetensors --predictions p --predictions-of ./photos"
+    assert run(words) == 1
+    said = capsys.readouterr().err
+    assert (f"The image a is too small for this network, with {side} x 50" in said) == named
+    assert ("Traceback" in said) != named
     assert not Path("p").exists()
 
 
