@@ -100,6 +100,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.delta <= 1:
             raise UsageError(f"delta={self.delta}: choose a number above 0 and at most 1.")
+        if self.steps == 1 and self.maps == "refined":
+            raise UsageError(
+                "steps=1: both networks are trained, which takes 2 steps or more; with "
+                "maps=classifier there is one."
+            )
         if self.scaled < self.crop or self.crop < 1 or not self.scales or min(self.scales) < 1:
             raise UsageError(
                 f"scaled={self.scaled}, crop={self.crop}, scales={self.scales}: sizes are 1 or "

@@ -92,7 +92,7 @@ def test_all_that_was_published_about_labels_made_one_way() -> None:
         ),
         (
             {"cam_key": "cam/cam", "saliency": True, "source": "authors"},
-            "authors of cam published nothing about labels",
+            "authors of cam published nothing about labels. Take the published tau",
         ),
     ],
 )

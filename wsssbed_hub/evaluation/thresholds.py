@@ -102,10 +102,11 @@ def _nothing_published(cam_key: str | Key | None, source: str, saliency: bool) -
     if source == "published":
         what = f"The published tau of {cam_key}, {known.benchmark.tau},"
         return _other_way(known.benchmark.saliency, saliency, what)
-    ways = " or ".join(f"tau {one}" for one in known.authors) or "nothing about labels"
+    ways = " or ".join(f"tau {one}" for one in known.authors)
+    advice = "Label that way, take" if ways else "Take"
     return UsageError(
-        f"The authors of {method_of(cam_key)} published {ways}. Label by that rule, take the "
-        "published tau (the benchmark's), or give one."
+        f"The authors of {method_of(cam_key)} published {ways or 'nothing about labels'}. {advice} "
+        "the published tau (the benchmark's), or give one."
     )
 
 
