@@ -236,3 +236,10 @@ def test_a_picture_of_camera_orientation_keeps_its_pixels(tmp_path: Path) -> Non
         picture.save(path, exif=exif)
     assert read_rgb(path).shape == (4, 6, 3)
     assert image_size(path) == (4, 6)
+
+
+def test_pictures_of_sixteen_bits_are_refused_and_not_made_white(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(path)
+    with pytest.raises(HubError, match=r"a\.png has grey levels of more than 8 bits"):
+        read_rgb(path)

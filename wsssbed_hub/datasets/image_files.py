@@ -64,8 +64,13 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """uint8[H, W, 3]; the orientation that a camera noted is not applied, masks ignore it too."""
+    """uint8[H, W, 3]; the orientation that a camera noted is not applied, masks ignore it too.
+
+    Raises HubError for grey levels of 16 bits, which would become white.
+    """
     with _opened(path) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise HubError(f"{path} has grey levels of more than 8 bits. Save it with 8.")
         return np.array(picture.convert("RGB"))
 
 
