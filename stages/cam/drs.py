@@ -84,7 +84,9 @@ class Recipe:
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
     batch_size: int = 10  # 5 on each GPU
-    steps: int = 0  # of both trainings, instead of the epochs, if not 0; each has its share
+    steps: int = (
+        0  # of both trainings, instead of the epochs, if not 0; each has its share, 1 at least
+    )
     classifier_epochs: int = 15
     classifier_drops: tuple[int, ...] = (5, 10)  # epochs, from 1, before which the rate drops
     classifier_rate: float = 1e-3
@@ -100,11 +102,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.delta <= 1:
             raise UsageError(f"delta={self.delta}: choose a number above 0 and at most 1.")
-        if self.steps == 1 and self.maps == "refined":
-            raise UsageError(
-                "steps=1: both networks are trained, which takes 2 steps or more; with "
-                "maps=classifier there is one."
-            )
         if self.scaled < self.crop or self.crop < 1 or not self.scales or min(self.scales) < 1:
             raise UsageError(
                 f"scaled={self.scaled}, crop={self.crop}, scales={self.scales}: sizes are 1 or "
@@ -301,7 +298,7 @@ class Method(CamMethod):
         if recipe.maps == "classifier":
             return recipe.steps, 0
         one = max(1, recipe.steps * epochs[0] // sum(epochs))
-        return one, recipe.steps - one
+        return one, max(1, recipe.steps - one)
 
     def _classification(self, network: MapNetwork, data: CamData, steps: int) -> Phase:
         recipe = self.recipe
