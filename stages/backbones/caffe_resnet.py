@@ -32,14 +32,20 @@ CAFFE_NAMES: Rules = (
 
 
 class Bottleneck(nn.Module):
-    """1x1 (with the stride), 3x3 (dilated), 1x1, each with batch norm, and the shortcut."""
+    """1x1, 3x3 (dilated), 1x1, each with batch norm, and the shortcut.
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+    The stride is that of the first, as in Caffe, or with ``stride_inside`` of the second.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, stride: int, dilation: int, *, stride_inside: bool = False
+    ) -> None:
         super().__init__()
         outputs = EXPANSION * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, stride, bias=False)
+        first, second = (1, stride) if stride_inside else (stride, 1)
+        self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, second, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)

@@ -58,18 +58,19 @@ class MaskedAutoencoder(nn.Module):
         table: Tensor = self.pos_embed
         if image.shape[2:] != AS_TRAINED:
             table = resized_positions(table, *self.patch_embed.grid_size)
-        cells = self.patch_embed(image) + table[:, 1:]
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(image), -1, -1)
-        return self.norm(self.blocks(torch.cat((first, cells), 1)))
+        return self._encoded(self.patch_embed(image), table)
 
     def features(self, image: Tensor) -> Tensor:
         """float[N, width, H / patch, W / patch] of images of any size, sides multiples of it."""
         cells = self.patch_embed.proj(image)
         height, width = cells.shape[2:]
-        table: Tensor = resized_positions(self.pos_embed, height, width)
-        first = (self.cls_token + table[:, :1]).expand(len(image), -1, -1)
-        tokens = self.norm(self.blocks(torch.cat((first, rows(cells) + table[:, 1:]), 1)))
+        tokens = self._encoded(rows(cells), resized_positions(self.pos_embed, height, width))
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+
+    def _encoded(self, cells: Tensor, table: Tensor) -> Tensor:
+        """The tokens of embedded patches float[N, cells, width], whose positions ``table`` has."""
+        first = (self.cls_token + table[:, :1]).expand(len(cells), -1, -1)
+        return self.norm(self.blocks(torch.cat((first, cells + table[:, 1:]), 1)))
 
     def decode(self, latent: Tensor, keep: Tensor | None = None) -> Tensor:
         """The image of an encoding: float[N, 3, side, side].

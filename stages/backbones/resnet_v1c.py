@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from stages.backbones.caffe_resnet import EXPANSION, Bottleneck
 from stages.backbones.imagenet import timm_model
 from stages.backbones.state import Rules, load_strictly, without_classifier
-
-EXPANSION = 4  # outputs of a bottleneck over its inner width
 
 # timm's names of the stem, and the names inside of a whole network's checkpoint.
 INITIAL_NAMES: Rules = (
@@ -26,31 +24,6 @@ INITIAL_NAMES: Rules = (
     (r"^conv1\.", "stem."),
     (r"^bn1\.", "stem.7."),
 )
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride, dilated), 1x1, each with batch norm, and the shortcut."""
-
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
-        super().__init__()
-        outputs = EXPANSION * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
 def _stem(width: int) -> nn.Sequential:
@@ -90,7 +63,8 @@ class ResNetV1c(nn.Module):
         stages = []
         for n, (outputs, dilation) in enumerate(zip(self.channels, dilations, strict=True)):
             inputs = self.channels[n - 1] if n else width
-            first = Bottleneck(inputs, width * 2**n, strides[n], max(1, dilation // 2))
+            half = max(1, dilation // 2)
+            first = Bottleneck(inputs, width * 2**n, strides[n], half, stride_inside=True)
             rest = (Bottleneck(outputs, width * 2**n, 1, dilation) for _ in range(blocks[n] - 1))
             stages.append(nn.Sequential(first, *rest))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages

@@ -6,7 +6,7 @@ The training is that of EPS's published program, which is WSSS-BED's baseline's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from stages.backbones.resnet38 import ResNet38
 from stages.backbones.untrained import calibrate_batchnorm
+from stages.cam import CamMethod
 from stages.runtime.batch_norm import freeze_batchnorm
 from stages.runtime.method import Initial
 
@@ -31,6 +32,16 @@ class OnResNet38(Protocol):
 
     backbone: ResNet38
     classifier: nn.Conv2d
+
+
+class ResNet38Method(CamMethod):
+    """A method whose network has a ``ResNet38`` as ``backbone``, from its ImageNet weights."""
+
+    initial: ClassVar[Mapping[str, Initial]] = INITIAL
+
+    def load_initial(self, network: Any, state: Mapping[str, Tensor], name: str) -> None:
+        """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
+        network.backbone.load_initial(state, "The initial ResNet-38")
 
 
 def prepare_backbone(network: Any, *, frozen_norm: bool, freeze_early: bool) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,11 +24,16 @@ from torch.nn import functional as F
 
 from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
 from stages.backbones.state import load_strictly
-from stages.cam import CamData, CamMethod
-from stages.cam._resnet38 import INITIAL, classification_loss, classifier_sgd, prepare_backbone
+from stages.cam import CamData
+from stages.cam._resnet38 import (
+    ResNet38Method,
+    classification_loss,
+    classifier_sgd,
+    prepare_backbone,
+)
 from stages.cam._views import Views
 from stages.ops.images import multi_scale_maps
-from stages.runtime.method import Batch, Image, Initial, Phase, Source, poly
+from stages.runtime.method import Batch, Image, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
 
 
@@ -107,7 +111,7 @@ class Classifier(nn.Module):
         load_strictly(self, state, "The CAM checkpoint", names)
 
 
-class Method(CamMethod):
+class Method(ResNet38Method):
     card = manifest.MethodCitation(
         name="CAM",
         paper="https://arxiv.org/abs/1512.04150",
@@ -115,7 +119,6 @@ class Method(CamMethod):
         licence="Apache-2.0",
     )
     recipes = RECIPES
-    initial: ClassVar[Mapping[str, Initial]] = INITIAL
     recipe: Recipe
 
     def build(self) -> Classifier:
@@ -123,10 +126,6 @@ class Method(CamMethod):
         network = Classifier(self.num_classes, recipe.width, recipe.blocks, recipe.dropout)
         prepare_backbone(network, frozen_norm=recipe.frozen_norm, freeze_early=recipe.freeze_early)
         return network
-
-    def load_initial(self, network: Classifier, state: Mapping[str, Tensor], name: str) -> None:
-        """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
-        network.backbone.load_initial(state, "The initial ResNet-38")
 
     def phases(self, network: Classifier, data: CamData) -> Iterator[Phase]:
         recipe = self.recipe

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,13 +40,13 @@ from torch.utils.checkpoint import checkpoint
 from stages.backbones.resnet38 import PUBLISHED_NAMES as BACKBONE_NAMES
 from stages.backbones.resnet38 import ResNet38
 from stages.backbones.state import Rules, load_strictly
-from stages.cam import CamData, CamMethod
+from stages.cam import CamData
 from stages.cam._edam_attention import Block, Embedding
 from stages.cam._pairs import partner
-from stages.cam._resnet38 import INITIAL, classification_loss, prepare_backbone
+from stages.cam._resnet38 import ResNet38Method, classification_loss, prepare_backbone
 from stages.cam._views import Views, multi_hot
 from stages.ops.images import multi_scale_maps
-from stages.runtime.method import Batch, Image, Initial, Phase, Source
+from stages.runtime.method import Batch, Image, Phase, Source
 from wsssbed_hub.artifacts import manifest
 from wsssbed_hub.utils.errors import HubError, UsageError
 
@@ -243,7 +243,7 @@ class Pairs:
         }
 
 
-class Method(CamMethod):
+class Method(ResNet38Method):
     card = manifest.MethodCitation(
         name="EDAM",
         paper="https://openaccess.thecvf.com/content/CVPR2021/html/"
@@ -252,7 +252,6 @@ class Method(CamMethod):
         code="https://github.com/allenwu97/EDAM",
     )
     recipes = RECIPES
-    initial: ClassVar[Mapping[str, Initial]] = INITIAL
     recipe: Recipe
 
     def build(self) -> Edam:
@@ -260,10 +259,6 @@ class Method(CamMethod):
         network = Edam(self.num_classes, recipe)
         prepare_backbone(network, frozen_norm=recipe.frozen_norm, freeze_early=recipe.freeze_early)
         return network
-
-    def load_initial(self, network: Edam, state: Mapping[str, Tensor], name: str) -> None:
-        """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
-        network.backbone.load_initial(state, "The initial ResNet-38")
 
     def phases(self, network: Edam, data: CamData) -> Iterator[Phase]:
         recipe = self.recipe

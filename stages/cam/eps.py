@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -32,12 +32,17 @@ from torch.nn import functional as F
 
 from stages.backbones.resnet38 import PUBLISHED_NAMES, ResNet38
 from stages.backbones.state import load_strictly
-from stages.cam import CamData, CamMethod
-from stages.cam._resnet38 import INITIAL, classification_loss, classifier_sgd, prepare_backbone
+from stages.cam import CamData
+from stages.cam._resnet38 import (
+    ResNet38Method,
+    classification_loss,
+    classifier_sgd,
+    prepare_backbone,
+)
 from stages.cam._views import Views
 from stages.ops.images import multi_scale_maps
 from stages.ops.resizing import resize_nearest
-from stages.runtime.method import Batch, Image, Initial, Phase, Source, poly
+from stages.runtime.method import Batch, Image, Phase, Source, poly
 from wsssbed_hub.artifacts import manifest
 
 EPSILON = 1e-4  # that each pixel adds to the number of a class's pixels
@@ -191,14 +196,13 @@ def saliency_loss(maps: Tensor, saliency: Tensor, label: Tensor, recipe: Recipe)
     return F.mse_loss(found.saliency, small)
 
 
-class Method(CamMethod):
+class Method(ResNet38Method):
     card = manifest.MethodCitation(
         name="EPS",
         paper="https://arxiv.org/abs/2105.08965",
         code="https://github.com/halbielee/EPS",
     )
     recipes = RECIPES
-    initial: ClassVar[Mapping[str, Initial]] = INITIAL
     needs_saliency = True
     recipe: Recipe
 
@@ -207,10 +211,6 @@ class Method(CamMethod):
         network = Classifier(self.num_classes, recipe.width, recipe.blocks, recipe.dropout)
         prepare_backbone(network, frozen_norm=recipe.frozen_norm, freeze_early=recipe.freeze_early)
         return network
-
-    def load_initial(self, network: Classifier, state: Mapping[str, Tensor], name: str) -> None:
-        """The ImageNet ResNet-38 in the published PyTorch names, without MXNet's wrapping."""
-        network.backbone.load_initial(state, "The initial ResNet-38")
 
     def phases(self, network: Classifier, data: CamData) -> Iterator[Phase]:
         recipe = self.recipe

@@ -34,7 +34,7 @@ SOD_BENCHMARKS = ("ecssd", "pascal-s", "hku-is", "sod", "duts-te")
 DRAWN = dict.fromkeys(("shapes", "shapes-coco"), ("shapes-te",))
 """SOD benchmarks of the targets that are drawn."""
 RAW, CRF = "raw", "crf"
-"""Saliency maps as the network makes them, and refined."""
+"""Maps as the network makes them, and refined."""
 Seed = int | None
 Spread = dict[str, float | None]
 """``mean`` and ``standard_error``."""

@@ -25,7 +25,7 @@ import torch
 from stages.runtime import distributed
 from stages.runtime.artifacts import require_count
 from stages.runtime.inference import through_network
-from stages.runtime.measuring import Predicted, Seed
+from stages.runtime.measuring import CRF, RAW, Predicted, Seed
 from stages.runtime.method import Image
 from stages.runtime.progress import progress, say
 from stages.runtime.session import Session
@@ -43,7 +43,6 @@ from wsssbed_hub.utils.files import disk_errors, empty_folder, sync_folder, writ
 RECORD = ".predictions.json"
 SERVERS = {"voc": Path("results/VOC2012/Segmentation/comp6_test_cls")}
 """Where an evaluation server looks for the label maps, in the zip that it is sent."""
-RAW, CRF = "raw", "crf"
 _SMALL = 32  # pixels of a side: that is less than a network's stride
 _PICTURES = (".jpg", ".jpeg", ".png")
 _ONE_DATE = (1980, 1, 1, 0, 0, 0)  # the same label maps give the same zip
